@@ -1,0 +1,39 @@
+//! The seam to a peer's granted pages.
+
+use xen_abi::{DomId, EvtchnPort, GntStatus, GnttabCopy, GrantRef, SharedMemory};
+
+/// Grants of any peer, as the hypervisor hands them out.
+pub trait Grants {
+    /// Granted pages, mapped one behind the other. Owned: it goes back by [`Grants::unmap`], and
+    /// one that is dropped instead leaks its handles.
+    type Mapping: SharedMemory;
+
+    /// Maps the pages that `peer` granted, for reading and writing, in the order of `grefs`
+    /// (`GNTTABOP_map_grant_ref`). All or nothing: where one fails, the others are unmapped again.
+    ///
+    /// # Errors
+    /// Which grant failed first and what Xen said of it.
+    fn map(&mut self, peer: DomId, grefs: &[GrantRef]) -> Result<Self::Mapping, MapError>;
+
+    /// Unmaps it (`GNTTABOP_unmap_grant_ref`).
+    ///
+    /// # Errors
+    /// What Xen said. The handles are then counted as lost, the address range is not used again.
+    fn unmap(&mut self, mapping: Self::Mapping) -> Result<(), GntStatus>;
+
+    /// Performs the copies in order (`GNTTABOP_copy`), each of which gets its own status.
+    fn copy(&mut self, copies: &mut [GnttabCopy]);
+
+    /// Sends an event (`EVTCHNOP_send`). A port that is gone is no error: its peer is, too.
+    fn notify(&mut self, port: EvtchnPort);
+}
+
+/// A grant that could not be mapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("cannot map grant {gref}: {status}")]
+pub struct MapError {
+    /// The grant.
+    pub gref: GrantRef,
+    /// What Xen said of it, or [`GntStatus::NO_SPACE`] where we have no address range left.
+    pub status: GntStatus,
+}
