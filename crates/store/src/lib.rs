@@ -1,7 +1,26 @@
 //! What a disk is: the [`BlockStore`] interface, the page pool, and the stores.
+//!
+//! A store names places in our own frames and never sees a guest's memory; whoever serves a guest
+//! copies. All pages come from one [`PagePool`], reached through the seam [`FrameMemory`].
+
 #![no_std]
 #![forbid(unsafe_code)]
 
-mod memory;
+extern crate alloc;
 
+mod block_store;
+mod disk;
+mod geometry;
+mod memory;
+mod pool;
+mod ram;
+mod table;
+
+pub use block_store::{
+    BlockStore, Extent, ExtentSink, OpenRead, OpenWrite, Progress, Steps, StoreError,
+};
+pub use disk::Disk;
+pub use geometry::{Access, BlockSize, Geometry, SECTOR_SHIFT, SECTOR_SIZE, SectorRange};
 pub use memory::{FrameAddr, FrameMemory};
+pub use pool::{PagePool, PoolError, Want};
+pub use ram::RamDisk;

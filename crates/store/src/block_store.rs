@@ -1,0 +1,188 @@
+//! The interface between blkback and whatever keeps a disk's bytes.
+
+use crate::geometry::{Geometry, SectorRange};
+use crate::memory::{FrameAddr, FrameMemory};
+use crate::pool::PagePool;
+
+/// Where the next bytes of an open read or write are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Extent {
+    /// In our own frames, from `at` on; it may run over the end of a frame into the next.
+    Frames {
+        /// First byte.
+        at: FrameAddr,
+        /// Length in bytes, at least one.
+        len_bytes: usize,
+    },
+    /// Nowhere: they read as zeroes. Reads only.
+    Zero {
+        /// Length in bytes, at least one.
+        len_bytes: usize,
+    },
+    /// Nowhere: nothing is copied at all.
+    Discarded {
+        /// Length in bytes, at least one.
+        len_bytes: usize,
+    },
+}
+
+/// What a store hands an open request's [`Extent`]s to, in the order of the disk's bytes.
+pub trait ExtentSink {
+    /// Takes the next extent.
+    fn extent(&mut self, extent: Extent);
+}
+
+impl<F: FnMut(Extent)> ExtentSink for F {
+    fn extent(&mut self, extent: Extent) {
+        self(extent);
+    }
+}
+
+/// An open read: until it is ended, its extents keep their bytes.
+#[must_use = "an open read holds frames until it is ended"]
+#[derive(Debug)]
+pub struct OpenRead {
+    _private: (),
+}
+
+impl OpenRead {
+    pub(crate) const fn new() -> Self {
+        Self { _private: () }
+    }
+}
+
+/// An open write: until it is committed, nobody sees its extents.
+#[must_use = "an open write holds frames until it is committed or aborted"]
+#[derive(Debug)]
+pub struct OpenWrite {
+    pub(crate) range: SectorRange,
+    /// The reserved frames in the order of the pages they are for.
+    pub(crate) reserved: Option<xen_abi::Gfn>,
+}
+
+/// Whether a long operation is finished.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Progress {
+    /// All of it is done.
+    Done,
+    /// The steps are used up: call again with the same arguments.
+    More,
+}
+
+/// How much work a call may do: about a page each step.
+#[derive(Debug)]
+pub struct Steps {
+    left: u32,
+}
+
+impl Steps {
+    /// A budget of `left` steps.
+    #[must_use]
+    pub const fn new(left: u32) -> Self {
+        Self { left }
+    }
+
+    /// Takes one step; false when none is left.
+    #[must_use]
+    pub const fn take(&mut self) -> bool {
+        match self.left.checked_sub(1) {
+            Some(left) => {
+                self.left = left;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// Keeps a disk's bytes.
+///
+/// A store never sees a grant and never touches a guest's memory. It names places in our own
+/// frames; its caller copies between them and the guest. A request is begun, copied and ended, and
+/// several may be open at once: a begin that cannot go beside those that are open answers
+/// [`StoreError::Busy`], and must be asked again once they are ended. With none open, no begin is
+/// busy.
+///
+/// Ranges were checked against [`BlockStore::geometry`]; the caller refuses writes to a disk that
+/// is read-only.
+pub trait BlockStore<M: FrameMemory> {
+    /// What the disk says of itself. Does not change while a request is open.
+    fn geometry(&self) -> Geometry;
+
+    /// Begins a read: the extents that hold the range's bytes go to `sink`.
+    ///
+    /// # Errors
+    /// The read cannot be done; what `sink` got is void.
+    fn begin_read(
+        &mut self,
+        pool: &mut PagePool<M>,
+        range: SectorRange,
+        sink: &mut impl ExtentSink,
+    ) -> Result<OpenRead, StoreError>;
+
+    /// Ends a read; its extents may change from now on.
+    fn end_read(&mut self, pool: &mut PagePool<M>, read: OpenRead);
+
+    /// Begins a write: extents that take the range's bytes go to `sink`. They are reserved for it,
+    /// and what the write does not cover of them is filled from the disk.
+    ///
+    /// # Errors
+    /// The write cannot be done; what `sink` got is void and the disk is as it was.
+    fn begin_write(
+        &mut self,
+        pool: &mut PagePool<M>,
+        range: SectorRange,
+        sink: &mut impl ExtentSink,
+    ) -> Result<OpenWrite, StoreError>;
+
+    /// Publishes a write whose extents have all been copied to.
+    fn commit_write(&mut self, pool: &mut PagePool<M>, write: OpenWrite);
+
+    /// Gives a write up: the disk is as it was.
+    fn abort_write(&mut self, pool: &mut PagePool<M>, write: OpenWrite);
+
+    /// Makes every committed write durable, as far as the store can.
+    ///
+    /// # Errors
+    /// Writes that were acknowledged may be lost.
+    fn flush(&mut self, pool: &mut PagePool<M>) -> Result<(), StoreError>;
+}
+
+/// Why a store refuses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A request for no sectors.
+    #[error("no sectors")]
+    Empty,
+    /// A request for parts of logical blocks.
+    #[error("sectors {first}+{nr} are not whole blocks of {block} sectors")]
+    Misaligned {
+        /// First sector.
+        first: u64,
+        /// Number of sectors.
+        nr: u64,
+        /// Sectors a logical block.
+        block: u64,
+    },
+    /// A request past the end of the disk.
+    #[error("sectors {first}+{nr} are past the end, the disk has {nr_sectors}")]
+    PastEnd {
+        /// First sector.
+        first: u64,
+        /// Number of sectors.
+        nr: u64,
+        /// The disk's capacity.
+        nr_sectors: u64,
+    },
+    /// Not beside the requests that are open; ask again when they are ended.
+    #[error("busy with an overlapping request")]
+    Busy,
+    /// The pool has no page for it.
+    #[error("no memory: {free} of {total} pages are free")]
+    NoMemory {
+        /// Pages that are free.
+        free: u64,
+        /// Pages there are.
+        total: u64,
+    },
+}

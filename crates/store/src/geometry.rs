@@ -1,0 +1,117 @@
+//! What a disk says of itself, and ranges of sectors on it.
+
+use core::fmt;
+
+use crate::StoreError;
+
+/// log2 of [`SECTOR_SIZE`].
+pub const SECTOR_SHIFT: u32 = 9;
+
+/// A sector is always 512 bytes, whatever the logical block size (`io/blkif.h`).
+pub const SECTOR_SIZE: usize = 1 << SECTOR_SHIFT;
+
+/// Whether a disk may be written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Reads only.
+    ReadOnly,
+    /// Reads and writes.
+    ReadWrite,
+}
+
+/// The logical block size: the unit in which a disk may be addressed (`sector-size`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BlockSize {
+    /// 512 bytes.
+    B512,
+    /// 4096 bytes.
+    B4096,
+}
+
+impl BlockSize {
+    /// In bytes.
+    #[must_use]
+    pub const fn bytes(self) -> u32 {
+        match self {
+            Self::B512 => 512,
+            Self::B4096 => 4096,
+        }
+    }
+
+    /// In sectors.
+    #[must_use]
+    pub const fn sectors(self) -> u64 {
+        match self {
+            Self::B512 => 1,
+            Self::B4096 => 8,
+        }
+    }
+}
+
+/// What a disk says of itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Geometry {
+    /// Capacity in sectors; a multiple of the logical block size.
+    pub nr_sectors: u64,
+    /// Logical block size.
+    pub logical: BlockSize,
+    /// Physical block size in bytes: what a write had better cover whole.
+    pub physical_bytes: u32,
+    /// Whether it may be written.
+    pub access: Access,
+    /// The unit in bytes in which a discard frees space; `None` where it frees none.
+    pub discard_granularity_bytes: Option<u32>,
+}
+
+/// A run of sectors that lies on the disk, whole logical blocks and at least one.
+///
+/// Only [`SectorRange::on`] makes one: a request's claim becomes a checked fact there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SectorRange {
+    first: u64,
+    nr: u64,
+}
+
+impl SectorRange {
+    /// Checks that `nr` sectors from `first` lie on a disk of this geometry.
+    ///
+    /// # Errors
+    /// [`StoreError::Empty`], [`StoreError::Misaligned`] or [`StoreError::PastEnd`].
+    pub fn on(geometry: &Geometry, first: u64, nr: u64) -> Result<Self, StoreError> {
+        if nr == 0 {
+            return Err(StoreError::Empty);
+        }
+        let block = geometry.logical.sectors();
+        if !first.is_multiple_of(block) || !nr.is_multiple_of(block) {
+            return Err(StoreError::Misaligned { first, nr, block });
+        }
+        match first.checked_add(nr) {
+            Some(end) if end <= geometry.nr_sectors => Ok(Self { first, nr }),
+            _ => Err(StoreError::PastEnd { first, nr, nr_sectors: geometry.nr_sectors }),
+        }
+    }
+
+    /// The first sector.
+    #[must_use]
+    pub const fn first(self) -> u64 {
+        self.first
+    }
+
+    /// The number of sectors, at least one.
+    #[must_use]
+    pub const fn nr(self) -> u64 {
+        self.nr
+    }
+
+    /// The sector after the last.
+    #[must_use]
+    pub const fn end(self) -> u64 {
+        self.first + self.nr
+    }
+}
+
+impl fmt::Display for SectorRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sectors {}+{}", self.first, self.nr)
+    }
+}

@@ -1,0 +1,289 @@
+//! The one pool of pages that all disks share.
+//!
+//! Plain data, addressed by frame number: a word for every frame, kept in frames of the pool
+//! itself, says whether the frame is free, how often it is referred to, or which reserved frame
+//! comes after it. Nothing here grows with the pool but that table, and nothing is touched at the
+//! start: frames that were never used are taken in order.
+
+use alloc::vec::Vec;
+
+use xen_abi::{Gfn, PAGE_SIZE};
+
+use crate::block_store::StoreError;
+use crate::memory::{FrameAddr, FrameMemory};
+
+const WORD: u64 = 4;
+const WORDS_PER_FRAME: u64 = PAGE_SIZE as u64 / WORD;
+
+/// The end of a list of frames. No frame's index: the table stops short of it.
+const NIL: u32 = u32::MAX;
+
+/// What a new page is wanted for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Want {
+    /// To hold more than before.
+    More,
+    /// To take the place of a page that goes back right after. May use the pool's reserve.
+    Exchange,
+}
+
+/// A refcounted pool of [`PAGE_SIZE`] pages.
+///
+/// At every point, free + used = total.
+#[derive(Debug)]
+pub struct PagePool<M> {
+    memory: M,
+    /// The frame of word 0.
+    base: Gfn,
+    /// Where the table of words is.
+    table: Gfn,
+    /// Runs of frames that were never used: index of the first, and past the last.
+    fresh: Vec<(u32, u32)>,
+    /// First of the list of free frames, or [`NIL`].
+    free_head: u32,
+    nr_free: u64,
+    nr_total: u64,
+    nr_reserve: u64,
+    /// Open reads. While there are any, a frame that nobody refers to waits in limbo.
+    nr_reads: u32,
+    limbo_head: u32,
+    limbo_tail: u32,
+    nr_limbo: u64,
+    /// A frame of zeroes, never written.
+    zero: Gfn,
+}
+
+impl<M: FrameMemory> PagePool<M> {
+    /// Makes a pool of runs of frames: the first of each and their number.
+    ///
+    /// # Errors
+    /// [`PoolError`] where the runs cannot hold as much as the table of their own words.
+    pub fn new(memory: M, runs: &[(Gfn, u64)]) -> Result<Self, PoolError> {
+        let mut runs: Vec<(u64, u64)> = runs
+            .iter()
+            .filter(|(_, nr)| *nr > 0)
+            .map(|&(first, nr)| (first.0, first.0.saturating_add(nr)))
+            .collect();
+        runs.sort_unstable();
+        let base = runs.first().ok_or(PoolError::Empty)?.0;
+        let end = runs.last().ok_or(PoolError::Empty)?.1;
+        let nr_frames = end - base;
+        if nr_frames >= u64::from(NIL) || end >= u64::from(u32::MAX) {
+            return Err(PoolError::TooLarge { nr_frames });
+        }
+        let nr_table = nr_frames.div_ceil(WORDS_PER_FRAME);
+        // The table and the page of zeroes come out of the first run that has room for them.
+        let wanted = nr_table + 1;
+        let home = runs
+            .iter_mut()
+            .find(|(start, end)| end - start > wanted)
+            .ok_or(PoolError::NoRoomForTable { nr_table })?;
+        let table = Gfn(home.0);
+        let zero = Gfn(home.0 + nr_table);
+        home.0 += wanted;
+
+        let nr_total: u64 = runs.iter().map(|(start, end)| end - start).sum();
+        // Kept back so that a full pool can still exchange pages: a write goes to new frames
+        // before the old ones are given back.
+        let nr_reserve = (nr_total / 16).min(1024);
+        let index = |frame: u64| u32::try_from(frame - base).unwrap_or(NIL);
+        let mut pool = Self {
+            memory,
+            base: Gfn(base),
+            table,
+            // The last run is taken first, from its start.
+            fresh: runs.iter().rev().map(|&(start, end)| (index(start), index(end))).collect(),
+            free_head: NIL,
+            nr_free: nr_total,
+            nr_total,
+            nr_reserve,
+            nr_reads: 0,
+            limbo_head: NIL,
+            limbo_tail: NIL,
+            nr_limbo: 0,
+            zero,
+        };
+        pool.memory.zero(FrameAddr::start_of(zero), PAGE_SIZE);
+        Ok(pool)
+    }
+
+    /// Pages that disks can have in all.
+    #[must_use]
+    pub const fn nr_total(&self) -> u64 {
+        self.nr_total
+    }
+
+    /// Pages that nobody has.
+    #[must_use]
+    pub const fn nr_free(&self) -> u64 {
+        self.nr_free
+    }
+
+    /// Pages that are kept back for exchanges.
+    #[must_use]
+    pub const fn nr_reserve(&self) -> u64 {
+        self.nr_reserve
+    }
+
+    /// A page of zeroes that nobody writes.
+    #[must_use]
+    pub const fn zero_page(&self) -> Gfn {
+        self.zero
+    }
+
+    /// The frames.
+    #[must_use]
+    pub const fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    /// The frames.
+    pub const fn memory_mut(&mut self) -> &mut M {
+        &mut self.memory
+    }
+
+    /// Takes a page, referred to once. What it holds is undefined: its former contents must not
+    /// reach a guest.
+    ///
+    /// # Errors
+    /// [`StoreError::NoMemory`].
+    pub fn take(&mut self, want: Want) -> Result<Gfn, StoreError> {
+        let kept_back = match want {
+            Want::More => self.nr_reserve,
+            Want::Exchange => 0,
+        };
+        if self.nr_free <= kept_back {
+            return Err(self.no_memory());
+        }
+        let index = if self.free_head == NIL {
+            let (next, end) = self
+                .fresh
+                .last_mut()
+                .ok_or(StoreError::NoMemory { free: self.nr_free, total: self.nr_total })?;
+            let index = *next;
+            *next += 1;
+            if next == end {
+                self.fresh.pop();
+            }
+            index
+        } else {
+            let index = self.free_head;
+            self.free_head = self.word(index);
+            index
+        };
+        self.nr_free -= 1;
+        self.set_word(index, 1);
+        Ok(self.gfn(index))
+    }
+
+    /// Drops a reference to a page; it is free when the last is gone.
+    pub fn release(&mut self, page: Gfn) {
+        let index = self.index(page);
+        let nr_refs = self.word(index);
+        debug_assert!(nr_refs > 0, "page {page} is released more often than it was taken");
+        if nr_refs > 1 {
+            self.set_word(index, nr_refs - 1);
+        } else if self.nr_reads > 0 {
+            self.set_word(index, self.limbo_head);
+            if self.limbo_head == NIL {
+                self.limbo_tail = index;
+            }
+            self.limbo_head = index;
+            self.nr_limbo += 1;
+        } else {
+            self.set_word(index, self.free_head);
+            self.free_head = index;
+            self.nr_free += 1;
+        }
+    }
+
+    /// Makes a page, fresh from [`take`](Self::take), the one that comes after `after` in a list
+    /// of reserved pages, and ends the list there.
+    pub(crate) fn link_reserved(&mut self, after: Option<Gfn>, page: Gfn) {
+        let index = self.index(page);
+        self.set_word(index, NIL);
+        if let Some(after) = after {
+            let after = self.index(after);
+            self.set_word(after, index);
+        }
+    }
+
+    /// Takes the first page off a list of reserved pages and gives the rest of the list. The page
+    /// is then referred to once.
+    pub(crate) fn unlink_reserved(&mut self, page: Gfn) -> Option<Gfn> {
+        let index = self.index(page);
+        let next = self.word(index);
+        self.set_word(index, 1);
+        (next != NIL).then(|| self.gfn(next))
+    }
+
+    /// A read begins: from now on no page changes hands until [`end_read`](Self::end_read).
+    pub(crate) const fn begin_read(&mut self) {
+        self.nr_reads += 1;
+    }
+
+    /// A read ends.
+    pub(crate) fn end_read(&mut self) {
+        debug_assert!(self.nr_reads > 0, "more reads ended than begun");
+        self.nr_reads = self.nr_reads.saturating_sub(1);
+        if self.nr_reads == 0 && self.limbo_head != NIL {
+            let tail = self.limbo_tail;
+            self.set_word(tail, self.free_head);
+            self.free_head = self.limbo_head;
+            self.nr_free += self.nr_limbo;
+            self.limbo_head = NIL;
+            self.nr_limbo = 0;
+        }
+    }
+
+    /// The error of a pool that has no page to give.
+    pub(crate) const fn no_memory(&self) -> StoreError {
+        StoreError::NoMemory { free: self.nr_free, total: self.nr_total }
+    }
+
+    fn gfn(&self, index: u32) -> Gfn {
+        Gfn(self.base.0 + u64::from(index))
+    }
+
+    fn index(&self, page: Gfn) -> u32 {
+        debug_assert!(page >= self.base, "page {page} is not the pool's");
+        // The pool is smaller than 2^32 frames.
+        u32::try_from(page.0.wrapping_sub(self.base.0)).unwrap_or(NIL)
+    }
+
+    fn word_at(&self, index: u32) -> FrameAddr {
+        let index = u64::from(index);
+        #[expect(clippy::cast_possible_truncation, reason = "a remainder by the page size")]
+        let offset = (index % WORDS_PER_FRAME * WORD) as u16;
+        FrameAddr { gfn: Gfn(self.table.0 + index / WORDS_PER_FRAME), offset }
+    }
+
+    fn word(&self, index: u32) -> u32 {
+        self.memory.load_u32(self.word_at(index))
+    }
+
+    fn set_word(&mut self, index: u32, value: u32) {
+        let at = self.word_at(index);
+        self.memory.store_u32(at, value);
+    }
+}
+
+/// Why there can be no pool.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum PoolError {
+    /// No frames at all.
+    #[error("there are no free frames")]
+    Empty,
+    /// More frames than a 32-bit number can count.
+    #[error("{nr_frames} frames are more than the pool can count")]
+    TooLarge {
+        /// From the first to the last.
+        nr_frames: u64,
+    },
+    /// No run of frames holds the pool's own table.
+    #[error("no run of frames has room for the pool's table of {nr_table} frames")]
+    NoRoomForTable {
+        /// Frames of the table.
+        nr_table: u64,
+    },
+}

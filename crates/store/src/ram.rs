@@ -1,0 +1,233 @@
+//! The RAM disk: thin, in pages of the pool.
+
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use xen_abi::{Gfn, PAGE_SIZE};
+
+use crate::block_store::{
+    BlockStore, Extent, ExtentSink, OpenRead, OpenWrite, Progress, Steps, StoreError,
+};
+use crate::geometry::{Access, BlockSize, Geometry, SECTOR_SIZE, SectorRange};
+use crate::memory::{FrameAddr, FrameMemory};
+use crate::pool::{PagePool, Want};
+use crate::table::PageTable;
+
+const SECTORS_PER_PAGE: u64 = (PAGE_SIZE / SECTOR_SIZE) as u64;
+
+/// Writes that one disk lets stand open; more are told to come back.
+const MAX_OPEN_WRITES: usize = 64;
+
+/// A disk of pages that exist once they are written.
+///
+/// A write goes to new pages, which take the old ones' place when it is committed: until then the
+/// disk is as it was, whatever becomes of the copy.
+#[derive(Debug)]
+pub struct RamDisk {
+    nr_sectors: u64,
+    table: PageTable,
+    open_writes: Vec<Written>,
+}
+
+/// The pages that an open write is about to replace.
+#[derive(Debug, PartialEq, Eq)]
+struct Written {
+    pages: Range<u64>,
+    coverage: Coverage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Coverage {
+    /// The write covers all of every page.
+    Whole,
+    /// Its first or last page keeps some of what was there when the write began.
+    Partial,
+}
+
+impl RamDisk {
+    /// An empty disk of `nr_sectors` sectors.
+    #[must_use]
+    pub fn new(nr_sectors: u64) -> Self {
+        Self {
+            nr_sectors,
+            table: PageTable::new(nr_sectors.div_ceil(SECTORS_PER_PAGE)),
+            open_writes: Vec::with_capacity(MAX_OPEN_WRITES),
+        }
+    }
+
+    /// Gives its pages back to the pool, a step each. The disk is empty when it is done.
+    pub fn clear<M: FrameMemory>(&mut self, pool: &mut PagePool<M>, steps: &mut Steps) -> Progress {
+        debug_assert!(self.open_writes.is_empty(), "a disk is cleared beside open writes");
+        self.table.clear(pool, steps)
+    }
+
+    /// Whether a write may go beside those that are open. Two that meet in a page are harmless as
+    /// long as each covers all of it: the later commit wins. One that keeps part of the page would
+    /// bring back what the other has replaced.
+    fn may_open(&self, write: &Written) -> bool {
+        self.open_writes.len() < MAX_OPEN_WRITES
+            && !self.open_writes.iter().any(|open| {
+                (open.coverage == Coverage::Partial || write.coverage == Coverage::Partial)
+                    && open.pages.start < write.pages.end
+                    && write.pages.start < open.pages.end
+            })
+    }
+
+    /// Takes a page that is to replace the one at `number`.
+    fn reserve<M: FrameMemory>(
+        &mut self,
+        pool: &mut PagePool<M>,
+        number: u64,
+        bytes: &Range<usize>,
+    ) -> Result<Gfn, StoreError> {
+        let old = self.table.get(pool, number);
+        if old.is_none() {
+            self.table.prepare(pool, number)?;
+        }
+        let page = pool.take(if old.is_some() { Want::Exchange } else { Want::More })?;
+        for rest in [0..bytes.start, bytes.end..PAGE_SIZE] {
+            if rest.is_empty() {
+                continue;
+            }
+            let to = FrameAddr::start_of(page).after(rest.start);
+            match old {
+                Some(old) => {
+                    let from = FrameAddr::start_of(old).after(rest.start);
+                    pool.memory_mut().copy(from, to, rest.len());
+                }
+                None => pool.memory_mut().zero(to, rest.len()),
+            }
+        }
+        Ok(page)
+    }
+
+    fn close(&mut self, write: &OpenWrite) {
+        let pages = pages(write.range);
+        if let Some(at) = self.open_writes.iter().position(|open| open.pages == pages) {
+            self.open_writes.swap_remove(at);
+        } else {
+            debug_assert!(false, "{} is not open", write.range);
+        }
+    }
+}
+
+impl<M: FrameMemory> BlockStore<M> for RamDisk {
+    fn geometry(&self) -> Geometry {
+        Geometry {
+            nr_sectors: self.nr_sectors,
+            logical: BlockSize::B512,
+            physical_bytes: BlockSize::B4096.bytes(),
+            access: Access::ReadWrite,
+            discard_granularity_bytes: None,
+        }
+    }
+
+    fn begin_read(
+        &mut self,
+        pool: &mut PagePool<M>,
+        range: SectorRange,
+        sink: &mut impl ExtentSink,
+    ) -> Result<OpenRead, StoreError> {
+        for number in pages(range) {
+            let bytes = bytes_in_page(range, number);
+            sink.extent(match self.table.get(pool, number) {
+                Some(page) => Extent::Frames {
+                    at: FrameAddr::start_of(page).after(bytes.start),
+                    len_bytes: bytes.len(),
+                },
+                None => Extent::Zero { len_bytes: bytes.len() },
+            });
+        }
+        pool.begin_read();
+        Ok(OpenRead::new())
+    }
+
+    fn end_read(&mut self, pool: &mut PagePool<M>, read: OpenRead) {
+        let OpenRead { .. } = read;
+        pool.end_read();
+    }
+
+    fn begin_write(
+        &mut self,
+        pool: &mut PagePool<M>,
+        range: SectorRange,
+        sink: &mut impl ExtentSink,
+    ) -> Result<OpenWrite, StoreError> {
+        let whole = range.first().is_multiple_of(SECTORS_PER_PAGE)
+            && range.end().is_multiple_of(SECTORS_PER_PAGE);
+        let written = Written {
+            pages: pages(range),
+            coverage: if whole { Coverage::Whole } else { Coverage::Partial },
+        };
+        if !self.may_open(&written) {
+            return Err(StoreError::Busy);
+        }
+        let mut write = OpenWrite { range, reserved: None };
+        let mut last = None;
+        for number in pages(range) {
+            let bytes = bytes_in_page(range, number);
+            let page = match self.reserve(pool, number, &bytes) {
+                Ok(page) => page,
+                Err(error) => {
+                    give_back(pool, &write);
+                    return Err(error);
+                }
+            };
+            pool.link_reserved(last, page);
+            write.reserved.get_or_insert(page);
+            last = Some(page);
+            sink.extent(Extent::Frames {
+                at: FrameAddr::start_of(page).after(bytes.start),
+                len_bytes: bytes.len(),
+            });
+        }
+        self.open_writes.push(written);
+        Ok(write)
+    }
+
+    fn commit_write(&mut self, pool: &mut PagePool<M>, write: OpenWrite) {
+        self.close(&write);
+        let mut reserved = write.reserved;
+        for number in pages(write.range) {
+            let Some(page) = reserved else { break };
+            reserved = pool.unlink_reserved(page);
+            if let Some(old) = self.table.replace(pool, number, page) {
+                pool.release(old);
+            }
+        }
+    }
+
+    fn abort_write(&mut self, pool: &mut PagePool<M>, write: OpenWrite) {
+        self.close(&write);
+        give_back(pool, &write);
+    }
+
+    fn flush(&mut self, _pool: &mut PagePool<M>) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+/// Gives the pages back that were reserved for a write.
+fn give_back<M: FrameMemory>(pool: &mut PagePool<M>, write: &OpenWrite) {
+    let mut reserved = write.reserved;
+    while let Some(page) = reserved {
+        reserved = pool.unlink_reserved(page);
+        pool.release(page);
+    }
+}
+
+/// The numbers of the pages that a range touches.
+const fn pages(range: SectorRange) -> Range<u64> {
+    range.first() / SECTORS_PER_PAGE..range.end().div_ceil(SECTORS_PER_PAGE)
+}
+
+/// The bytes of the page at `number` that a range covers.
+fn bytes_in_page(range: SectorRange, number: u64) -> Range<usize> {
+    let first = number * SECTORS_PER_PAGE;
+    let byte = |sector: u64| -> usize {
+        let within = sector.clamp(first, first + SECTORS_PER_PAGE) - first;
+        // At most a page.
+        usize::try_from(within).unwrap_or(0) * SECTOR_SIZE
+    };
+    byte(range.first())..byte(range.end())
+}

@@ -1,0 +1,107 @@
+//! Frames in a vector, and what blkback does between a begin and its end.
+
+use store::{BlockStore, Extent, FrameAddr, FrameMemory, PagePool, SectorRange, StoreError};
+use xen_abi::{Gfn, PAGE_SIZE};
+
+pub const SECTOR: usize = 512;
+
+/// What every frame holds before it is used.
+pub const POISON: u8 = 0xa5;
+
+#[derive(Debug)]
+pub struct Frames(Vec<u8>);
+
+impl Frames {
+    pub fn new(nr: usize) -> Self {
+        Self(vec![POISON; nr * PAGE_SIZE])
+    }
+
+    fn start(at: FrameAddr) -> usize {
+        usize::try_from(at.gfn.0).unwrap() * PAGE_SIZE + usize::from(at.offset)
+    }
+}
+
+impl FrameMemory for Frames {
+    fn read(&self, at: FrameAddr, into: &mut [u8]) {
+        into.copy_from_slice(&self.0[Self::start(at)..][..into.len()]);
+    }
+
+    fn write(&mut self, at: FrameAddr, from: &[u8]) {
+        self.0[Self::start(at)..][..from.len()].copy_from_slice(from);
+    }
+
+    fn zero(&mut self, at: FrameAddr, len_bytes: usize) {
+        self.0[Self::start(at)..][..len_bytes].fill(0);
+    }
+
+    fn copy(&mut self, from: FrameAddr, to: FrameAddr, len_bytes: usize) {
+        let from = Self::start(from);
+        self.0.copy_within(from..from + len_bytes, Self::start(to));
+    }
+
+    fn load_u32(&self, at: FrameAddr) -> u32 {
+        let mut bytes = [0; 4];
+        self.read(at, &mut bytes);
+        u32::from_ne_bytes(bytes)
+    }
+
+    fn store_u32(&mut self, at: FrameAddr, value: u32) {
+        self.write(at, &value.to_ne_bytes());
+    }
+}
+
+/// A pool of `nr` frames, its own table included.
+pub fn pool(nr: u64) -> PagePool<Frames> {
+    let frames = Frames::new(usize::try_from(nr).unwrap() + 16);
+    PagePool::new(frames, &[(Gfn(16), nr)]).unwrap()
+}
+
+/// Copies `data` to where the extents say.
+pub fn fill(pool: &mut PagePool<Frames>, extents: &[Extent], mut data: &[u8]) {
+    for extent in extents {
+        let Extent::Frames { at, len_bytes } = *extent else { panic!("{extent:?} of a write") };
+        let (now, later) = data.split_at(len_bytes);
+        pool.memory_mut().write(at, now);
+        data = later;
+    }
+}
+
+pub fn write(
+    disk: &mut impl BlockStore<Frames>,
+    pool: &mut PagePool<Frames>,
+    first: u64,
+    data: &[u8],
+) -> Result<(), StoreError> {
+    let nr = u64::try_from(data.len() / SECTOR).unwrap();
+    let range = SectorRange::on(&disk.geometry(), first, nr)?;
+    let mut extents = Vec::new();
+    let open = disk.begin_write(pool, range, &mut |extent| extents.push(extent))?;
+    fill(pool, &extents, data);
+    disk.commit_write(pool, open);
+    Ok(())
+}
+
+pub fn read(
+    disk: &mut impl BlockStore<Frames>,
+    pool: &mut PagePool<Frames>,
+    first: u64,
+    nr: u64,
+) -> Vec<u8> {
+    let range = SectorRange::on(&disk.geometry(), first, nr).unwrap();
+    let mut extents = Vec::new();
+    let open = disk.begin_read(pool, range, &mut |extent| extents.push(extent)).unwrap();
+    let mut data = Vec::new();
+    for extent in extents {
+        let start = data.len();
+        match extent {
+            Extent::Frames { at, len_bytes } => {
+                data.resize(start + len_bytes, 0);
+                pool.memory().read(at, &mut data[start..]);
+            }
+            Extent::Zero { len_bytes } => data.resize(start + len_bytes, 0),
+            Extent::Discarded { .. } => panic!("a disk that keeps its data discards none"),
+        }
+    }
+    disk.end_read(pool, open);
+    data
+}

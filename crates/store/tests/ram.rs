@@ -1,0 +1,277 @@
+//! The RAM disk against a model, and the pool's books.
+
+mod frames;
+
+use frames::{Frames, POISON, SECTOR, fill, pool, read, write};
+use proptest::prelude::*;
+use store::{
+    BlockStore, Extent, FrameAddr, FrameMemory, PagePool, PoolError, Progress, RamDisk,
+    SectorRange, Steps, StoreError, Want,
+};
+use xen_abi::{Gfn, PAGE_SIZE};
+
+fn range(disk: &RamDisk, first: u64, nr: u64) -> SectorRange {
+    SectorRange::on(&BlockStore::<Frames>::geometry(disk), first, nr).unwrap()
+}
+
+fn clear(disk: &mut RamDisk, pool: &mut PagePool<Frames>) {
+    assert_eq!(disk.clear(pool, &mut Steps::new(u32::MAX)), Progress::Done);
+}
+
+#[test]
+fn a_range_is_checked_against_the_disk() {
+    let geometry = BlockStore::<Frames>::geometry(&RamDisk::new(100));
+    let on = |first, nr| SectorRange::on(&geometry, first, nr);
+    assert_eq!(on(0, 0), Err(StoreError::Empty));
+    assert_eq!(on(99, 1).map(SectorRange::end), Ok(100));
+    let past = |first, nr| Err(StoreError::PastEnd { first, nr, nr_sectors: 100 });
+    assert_eq!(on(100, 1), past(100, 1));
+    assert_eq!(on(99, 2), past(99, 2));
+    assert_eq!(on(u64::MAX, 2), past(u64::MAX, 2));
+    assert_eq!(on(1, u64::MAX), past(1, u64::MAX));
+
+    let blocks = store::Geometry { logical: store::BlockSize::B4096, ..geometry };
+    assert_eq!(
+        SectorRange::on(&blocks, 8, 4),
+        Err(StoreError::Misaligned { first: 8, nr: 4, block: 8 })
+    );
+    assert_eq!(
+        SectorRange::on(&blocks, 4, 8),
+        Err(StoreError::Misaligned { first: 4, nr: 8, block: 8 })
+    );
+    assert_eq!(SectorRange::on(&blocks, 8, 8).map(SectorRange::first), Ok(8));
+}
+
+#[test]
+fn an_unwritten_disk_is_zero_and_takes_no_page() {
+    let mut pool = pool(64);
+    let free = pool.nr_free();
+    let mut disk = RamDisk::new(1 << 40);
+    assert_eq!(read(&mut disk, &mut pool, (1 << 40) - 9, 9), vec![0; 9 * SECTOR]);
+    assert_eq!(pool.nr_free(), free);
+}
+
+#[test]
+fn a_written_page_costs_itself_and_its_nodes_and_comes_back() {
+    let mut pool = pool(64);
+    let free = pool.nr_free();
+    // 2^40 pages: four levels of nodes.
+    let mut disk = RamDisk::new(8 << 40);
+    write(&mut disk, &mut pool, 8 << 30, &[7; PAGE_SIZE]).unwrap();
+    assert_eq!(free - pool.nr_free(), 5);
+    write(&mut disk, &mut pool, 8 << 30, &[8; PAGE_SIZE]).unwrap();
+    assert_eq!(free - pool.nr_free(), 5);
+    assert_eq!(read(&mut disk, &mut pool, 8 << 30, 8), vec![8; PAGE_SIZE]);
+
+    let mut calls = 1;
+    while disk.clear(&mut pool, &mut Steps::new(1)) == Progress::More {
+        calls += 1;
+        assert!(calls < 10, "clearing five pages never ends");
+    }
+    assert_eq!(pool.nr_free(), free);
+    assert_eq!(read(&mut disk, &mut pool, 8 << 30, 8), vec![0; PAGE_SIZE]);
+}
+
+#[test]
+fn a_write_of_a_part_keeps_the_rest_and_shows_no_former_contents() {
+    let mut pool = pool(64);
+    let mut disk = RamDisk::new(800);
+    write(&mut disk, &mut pool, 3, &[1; 2 * SECTOR]).unwrap();
+    let mut expected = vec![0; PAGE_SIZE];
+    expected[3 * SECTOR..5 * SECTOR].fill(1);
+    assert_eq!(read(&mut disk, &mut pool, 0, 8), expected);
+
+    write(&mut disk, &mut pool, 4, &[2; 7 * SECTOR]).unwrap();
+    expected.resize(2 * PAGE_SIZE, 0);
+    expected[4 * SECTOR..11 * SECTOR].fill(2);
+    assert_eq!(read(&mut disk, &mut pool, 0, 16), expected);
+}
+
+#[test]
+fn an_aborted_write_leaves_the_disk_as_it_was() {
+    let mut pool = pool(64);
+    let mut disk = RamDisk::new(800);
+    write(&mut disk, &mut pool, 0, &[1; PAGE_SIZE]).unwrap();
+    let free = pool.nr_free();
+    let range = range(&disk, 4, 12);
+    let mut extents = Vec::new();
+    let open = disk.begin_write(&mut pool, range, &mut |e| extents.push(e)).unwrap();
+    fill(&mut pool, &extents, &[9; 12 * SECTOR]);
+    disk.abort_write(&mut pool, open);
+    // The leaf was there already: all that the write reserved is back.
+    assert_eq!(pool.nr_free(), free);
+    let mut expected = vec![0; 2 * PAGE_SIZE];
+    expected[..PAGE_SIZE].fill(1);
+    assert_eq!(read(&mut disk, &mut pool, 0, 16), expected);
+}
+
+#[test]
+fn a_page_that_is_being_read_does_not_change_hands() {
+    let mut pool = pool(64);
+    let mut disk = RamDisk::new(800);
+    write(&mut disk, &mut pool, 0, &[1; PAGE_SIZE]).unwrap();
+    let mut extents = Vec::new();
+    let whole = range(&disk, 0, 8);
+    let open = disk.begin_read(&mut pool, whole, &mut |e| extents.push(e)).unwrap();
+    let free = pool.nr_free();
+    for value in 2..20 {
+        write(&mut disk, &mut pool, 0, &[value; PAGE_SIZE]).unwrap();
+    }
+    let [Extent::Frames { at, len_bytes: PAGE_SIZE }] = extents[..] else { panic!("{extents:?}") };
+    let mut bytes = [0; PAGE_SIZE];
+    pool.memory().read(at, &mut bytes);
+    assert_eq!(bytes, [1; PAGE_SIZE]);
+    assert_eq!(pool.nr_free(), free - 18);
+    disk.end_read(&mut pool, open);
+    assert_eq!(pool.nr_free(), free);
+}
+
+#[test]
+fn writes_that_meet_in_a_page_wait_where_one_keeps_a_part_of_it() {
+    let mut pool = pool(64);
+    let mut disk = RamDisk::new(800);
+    let part = disk.begin_write(&mut pool, range(&disk, 1, 1), &mut |_| ()).unwrap();
+    for (first, nr) in [(0, 8), (2, 1), (7, 9)] {
+        let again = disk.begin_write(&mut pool, range(&disk, first, nr), &mut |_| ());
+        assert_eq!(again.unwrap_err(), StoreError::Busy, "{first}+{nr}");
+    }
+    let beside = disk.begin_write(&mut pool, range(&disk, 8, 3), &mut |_| ()).unwrap();
+    disk.commit_write(&mut pool, part);
+    let whole = disk.begin_write(&mut pool, range(&disk, 0, 8), &mut |_| ()).unwrap();
+    let too = disk.begin_write(&mut pool, range(&disk, 0, 8), &mut |_| ()).unwrap();
+    disk.commit_write(&mut pool, beside);
+    disk.commit_write(&mut pool, too);
+    disk.abort_write(&mut pool, whole);
+}
+
+#[test]
+fn a_full_pool_refuses_more_but_still_exchanges() {
+    let mut pool = pool(66);
+    let (total, reserve) = (pool.nr_total(), pool.nr_reserve());
+    assert_eq!((total, reserve), (64, 4));
+    let mut disk = RamDisk::new(1 << 20);
+    let mut page = 0;
+    let error = loop {
+        match write(&mut disk, &mut pool, page * 8, &[1; PAGE_SIZE]) {
+            Ok(()) => page += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error, StoreError::NoMemory { free: reserve, total });
+    // Two nodes, and the rest but the reserve.
+    assert_eq!(page, total - reserve - 2);
+    write(&mut disk, &mut pool, 0, &[2; 4 * PAGE_SIZE]).unwrap();
+    assert_eq!(
+        write(&mut disk, &mut pool, 0, &[3; 5 * PAGE_SIZE]),
+        Err(StoreError::NoMemory { free: 0, total })
+    );
+    assert_eq!(read(&mut disk, &mut pool, 0, 32), vec![2; 4 * PAGE_SIZE]);
+    assert_eq!(pool.nr_free(), reserve);
+    clear(&mut disk, &mut pool);
+    assert_eq!(pool.nr_free(), total);
+}
+
+#[test]
+fn a_pool_is_made_of_several_runs_or_not_at_all() {
+    let make = |runs: &[(u64, u64)]| {
+        let runs: Vec<_> = runs.iter().map(|&(first, nr)| (Gfn(first), nr)).collect();
+        PagePool::new(Frames::new(4000), &runs)
+    };
+    assert_eq!(make(&[]).unwrap_err(), PoolError::Empty);
+    assert_eq!(make(&[(5, 0)]).unwrap_err(), PoolError::Empty);
+    assert_eq!(make(&[(5, 2)]).unwrap_err(), PoolError::NoRoomForTable { nr_table: 1 });
+    assert_eq!(
+        make(&[(5, u64::MAX)]).unwrap_err(),
+        PoolError::TooLarge { nr_frames: u64::MAX - 5 }
+    );
+    // The words of 3000 frames take three; the first run is too short for them.
+    let mut pool = make(&[(3000, 5), (5, 4), (100, 50)]).unwrap();
+    assert_eq!(pool.nr_total(), 4 + 46 + 5);
+    let mut taken = Vec::new();
+    while let Ok(page) = pool.take(Want::Exchange) {
+        taken.push(page.0);
+    }
+    taken.sort_unstable();
+    let expected: Vec<u64> = (5..9).chain(104..150).chain(3000..3005).collect();
+    assert_eq!(taken, expected);
+    assert_eq!(pool.nr_free(), 0);
+}
+
+#[test]
+fn a_range_of_bytes_runs_on_into_the_next_frame() {
+    let at = FrameAddr { gfn: Gfn(7), offset: 4000 };
+    assert_eq!(at.after(95), FrameAddr { gfn: Gfn(7), offset: 4095 });
+    assert_eq!(at.after(96), FrameAddr { gfn: Gfn(8), offset: 0 });
+    assert_eq!(at.after(96 + 8192), FrameAddr { gfn: Gfn(10), offset: 0 });
+}
+
+/// Something to do with one of two disks.
+#[derive(Clone, Debug)]
+enum Step {
+    Write { disk: usize, first: u64, nr: u64, value: u8, commit: bool },
+    Read { disk: usize, first: u64, nr: u64 },
+    Clear { disk: usize },
+}
+
+const NR_SECTORS: u64 = 300;
+
+fn step() -> impl Strategy<Value = Step> {
+    let span = (0..NR_SECTORS).prop_flat_map(|first| (Just(first), 1..=(NR_SECTORS - first)));
+    prop_oneof![
+        6 => (0..2usize, span.clone(), 1..POISON, proptest::bool::weighted(0.8)).prop_map(
+            |(disk, (first, nr), value, commit)| Step::Write { disk, first, nr, value, commit }
+        ),
+        3 => (0..2usize, span).prop_map(|(disk, (first, nr))| Step::Read { disk, first, nr }),
+        1 => (0..2usize).prop_map(|disk| Step::Clear { disk }),
+    ]
+}
+
+proptest! {
+    /// Two disks in one pool of poisoned pages, so small that writes fail for want of memory, and
+    /// copies that fail: each disk equals its model, no byte of another owner is ever seen, and
+    /// the pool's books are right throughout.
+    #[test]
+    fn two_disks_equal_their_models(steps in proptest::collection::vec(step(), 1..60)) {
+        let mut pool = pool(66);
+        let total = pool.nr_total();
+        let mut disks = [RamDisk::new(NR_SECTORS), RamDisk::new(NR_SECTORS)];
+        let mut models = [vec![0; 300 * SECTOR], vec![0; 300 * SECTOR]];
+        for step in steps {
+            match step {
+                Step::Write { disk, first, nr, value, commit } => {
+                    let data = vec![value; usize::try_from(nr).unwrap() * SECTOR];
+                    let at = usize::try_from(first).unwrap() * SECTOR;
+                    if commit {
+                        if write(&mut disks[disk], &mut pool, first, &data).is_ok() {
+                            models[disk][at..at + data.len()].copy_from_slice(&data);
+                        }
+                    } else {
+                        let range = range(&disks[disk], first, nr);
+                        let mut extents = Vec::new();
+                        if let Ok(open) =
+                            disks[disk].begin_write(&mut pool, range, &mut |e| extents.push(e))
+                        {
+                            // The copy fails half-way.
+                            fill(&mut pool, &extents[..extents.len() / 2], &data);
+                            disks[disk].abort_write(&mut pool, open);
+                        }
+                    }
+                }
+                Step::Read { disk, first, nr } => {
+                    let at = usize::try_from(first).unwrap() * SECTOR;
+                    let bytes = read(&mut disks[disk], &mut pool, first, nr);
+                    prop_assert_eq!(&bytes[..], &models[disk][at..at + bytes.len()]);
+                }
+                Step::Clear { disk } => {
+                    clear(&mut disks[disk], &mut pool);
+                    models[disk].fill(0);
+                }
+            }
+        }
+        for (disk, model) in disks.iter_mut().zip(&models) {
+            prop_assert_eq!(&read(disk, &mut pool, 0, NR_SECTORS), model);
+            clear(disk, &mut pool);
+        }
+        prop_assert_eq!(pool.nr_free(), total);
+    }
+}
