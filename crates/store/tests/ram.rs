@@ -1,5 +1,6 @@
 //! The RAM disk against a model, and the pool's books.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
 mod frames;
 
 use frames::{Frames, POISON, SECTOR, fill, pool, read, write};

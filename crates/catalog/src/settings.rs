@@ -1,0 +1,109 @@
+//! The domain's command line (`cmdline=` in its xl.cfg).
+
+use core::time::Duration;
+
+use crate::word::{Error, Problem, key_value};
+
+/// What the command line sets, in words separated by blanks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// `settle-ms=N`, 0 to 10000: how long a backend stands in InitWait at least, even if its
+    /// frontend is ready, so that libxl sees it there. Slow hosts need more than fast ones.
+    pub settle: Duration,
+    /// `indirect=N`, 0 to 4096: how many segments an indirect request may have
+    /// (`feature-max-indirect-segments`). 0 offers none.
+    pub max_indirect_segments: u16,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { settle: Duration::from_millis(200), max_indirect_segments: 256 }
+    }
+}
+
+impl Settings {
+    /// Reads a command line. A word that cannot be understood goes to `report` and changes
+    /// nothing: a storage domain starts in spite of it.
+    pub fn parse<'a>(text: &'a str, mut report: impl FnMut(Error<'a>)) -> Self {
+        let mut settings = Self::default();
+        for word in text.split_ascii_whitespace() {
+            if let Err(error) = settings.set(word) {
+                report(error);
+            }
+        }
+        settings
+    }
+
+    fn set<'a>(&mut self, word: &'a str) -> Result<(), Error<'a>> {
+        match key_value(word) {
+            ("settle-ms", value) => {
+                let ms = number(value, 0, 10_000).map_err(|problem| problem.of(word))?;
+                self.settle = Duration::from_millis(ms.into());
+            }
+            ("indirect", value) => {
+                self.max_indirect_segments =
+                    number(value, 0, 4096).map_err(|problem| problem.of(word))?;
+            }
+            // The kernel's own word.
+            ("selftest", _) => {}
+            _ => {
+                let expected = "settle-ms= or indirect=";
+                return Err(Problem::UnknownOption { expected }.of(word));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn number(text: &str, min: u16, max: u16) -> Result<u16, Problem> {
+    let number = text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten();
+    number
+        .filter(|number| (min..=max).contains(number))
+        .ok_or(Problem::Number { min: min.into(), max: max.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::Settings;
+    use crate::{Error, Problem};
+    use core::time::Duration;
+    use std::vec::Vec;
+
+    fn parse(text: &str) -> (Settings, Vec<Error<'_>>) {
+        let mut errors = Vec::new();
+        let settings = Settings::parse(text, |error| errors.push(error));
+        (settings, errors)
+    }
+
+    #[test]
+    fn nothing_said_is_the_default() {
+        assert_eq!(parse("  "), (Settings::default(), Vec::new()));
+    }
+
+    #[test]
+    fn words_set_what_they_name() {
+        let (settings, errors) = parse("settle-ms=1000  indirect=4096\tselftest=ports");
+        assert_eq!(settings.settle, Duration::from_secs(1));
+        assert_eq!(settings.max_indirect_segments, 4096);
+        assert_eq!(errors, []);
+    }
+
+    #[test]
+    fn a_bad_word_is_reported_and_changes_nothing() {
+        let (settings, errors) =
+            parse("settle-ms=10001 indirect=-1 indirect= loglevel=9 settle-ms=5");
+        assert_eq!(settings, Settings { settle: Duration::from_millis(5), ..Settings::default() });
+        let expected = "settle-ms= or indirect=";
+        let segments = Problem::Number { min: 0, max: 4096 };
+        assert_eq!(
+            errors,
+            [
+                Problem::Number { min: 0, max: 10_000 }.of("settle-ms=10001"),
+                segments.of("indirect=-1"),
+                segments.of("indirect="),
+                Problem::UnknownOption { expected }.of("loglevel=9"),
+            ]
+        );
+    }
+}
