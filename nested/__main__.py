@@ -1,0 +1,62 @@
+"""The lab's command line: `python3 -m nested --help`."""
+
+import argparse
+import sys
+from fnmatch import fnmatch
+
+from .dom0.scenario import Scenario, known
+from .host import qemu, roots
+from .host.report import Report
+from .host.session import GRANARY_IMAGE, Job, boot_and_run
+
+
+def main() -> int:
+    options = _arguments()
+    chosen = _choose(options)
+    if options.list:
+        for scenario in chosen:
+            print(f"{scenario.name:40} {scenario.group:5} {scenario.says}")
+        return 0
+    if not chosen and not options.shell:
+        print(f"no scenario matches {' '.join(options.only)}", file=sys.stderr)
+        return 2
+    report = Report()
+    if not GRANARY_IMAGE.exists():
+        report.say(f"{GRANARY_IMAGE.relative_to(roots.REPOSITORY)} does not exist; scripts/build makes it")
+    machine = qemu.Machine(options.memory, options.cpus, options.tcg)
+    boot = roots.boot_files(roots.SUITES[options.suite], report.say)
+    job = Job([scenario.name for scenario in chosen], machine, options.shell)
+    if fault := boot_and_run(job, boot, report):
+        report.say(f"THE EMULATOR FAILED: {fault}. Trying the whole boot once more.")
+        report = Report(start=report.start)
+        if fault := boot_and_run(job, boot, report):
+            report.fail("lab", f"the emulator failed twice: {fault}")
+    report.summary()
+    return 1 if report.failed else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="nested", description="Runs scenarios against Granary under nested Xen.")
+    parser.add_argument("--only", action="append", default=[], metavar="PATTERN", help="only scenarios whose name matches, of any group")
+    parser.add_argument("--all", action="store_true", help="also the scenarios of the group 'all'")
+    parser.add_argument("--list", action="store_true", help="list the scenarios and end")
+    parser.add_argument("--shell", action="store_true", help="leave a shell on dom0's console at the end (ends with Ctrl-A x)")
+    parser.add_argument("--suite", choices=sorted(roots.SUITES), default="bookworm", help="the Debian release that Xen and dom0 come from")
+    parser.add_argument("--memory", type=int, default=qemu.Machine.memory_mib, metavar="MIB", help="the emulated machine's memory (default: %(default)s)")
+    parser.add_argument("--cpus", type=int, default=qemu.Machine.cpus, help="its processors (default: %(default)s)")
+    parser.add_argument("--tcg", choices=["multi", "single"], default=qemu.Machine.tcg_threads, help="one emulator thread a processor, or one for all (default: %(default)s)")
+    return parser.parse_args()
+
+
+def _choose(options: argparse.Namespace) -> list[Scenario]:
+    """The scenarios to run, in order. A shell alone runs none."""
+    scenarios = known().values()
+    if options.only:
+        return [s for s in scenarios if any(fnmatch(s.name, pattern) for pattern in options.only)]
+    if options.shell:
+        return []
+    groups = {"test", "all"} if options.all else {"test"}
+    return [s for s in scenarios if s.group in groups]
+
+
+sys.exit(main())

@@ -1,0 +1,179 @@
+"""Domains as scenarios handle them: Granary and Linux guests."""
+
+import base64
+import itertools
+import json
+import re
+import shlex
+from dataclasses import dataclass
+from typing import Self
+
+from . import console, disks, names
+from .console import Console
+from .xen import Mismatch, Outcome, domains, eventually, xenstore, xl
+
+
+class Domain:
+    """A domain that was created; `name` may have had earlier lives, `domid` had none."""
+
+    def __init__(self, name: str, domid: int, log: Console, created: Outcome):
+        self.name = name
+        self.domid = domid
+        self.console = log
+        self.created = created
+
+    @classmethod
+    def _create(cls, name: str, config: str, **settings: object) -> Self:
+        """`xl create`, with settings that replace those of the file."""
+        log = Console(name)
+        overrides = [f"{key}={json.dumps(value)}" for key, value in {"name": name, **settings}.items()]
+        created = xl("create", config, *overrides).expect(0)
+        return cls(name, int(xl("domid", name).expect(0).output), log, created)
+
+    @property
+    def home(self) -> str:
+        """Its directory in xenstore."""
+        return f"/local/domain/{self.domid}"
+
+    def listed(self) -> bool:
+        """Whether Xen still has it, if only dying."""
+        return any(listed.domid == self.domid for listed in domains())
+
+    def shutdown(self, limit: float = 60) -> float:
+        """Asks it to shut down; the seconds until it was gone."""
+        asked = xl("shutdown", self.name).expect(0)
+        return asked.seconds + self.gone(limit)
+
+    def destroy(self, limit: float = 60) -> float:
+        """`xl destroy`; the seconds until it was gone."""
+        destroyed = xl("destroy", self.name).expect(0)
+        return destroyed.seconds + self.gone(limit)
+
+    def gone(self, limit: float) -> float:
+        return eventually(f"{self.name} is gone from xl list", lambda: not self.listed(), limit)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a Granary says it has in use."""
+
+    free_pages: int
+    handles: int
+
+
+class Granary(Domain):
+    """A driver domain."""
+
+    @classmethod
+    def create(cls, name: str = names.GRANARY, memory_mib: int | None = None, cmdline: str | None = None) -> Self:
+        settings: dict[str, object] = {"kernel": str(names.GRANARY_IMAGE), "tsc_mode": "native"}
+        if memory_mib is not None:
+            settings["memory"] = memory_mib
+        if cmdline is not None:
+            settings["cmdline"] = cmdline
+        granary = cls._create(name, str(names.GRANARY_CONFIG), **settings)
+        granary.console.wait(names.GRANARY_READY, limit=20)
+        return granary
+
+    def usage(self) -> Usage | None:
+        """Its free pages and outstanding grant handles, or None if it does not say."""
+        text = xenstore.read(f"{self.home}/{names.USAGE_NODE}") or ""
+        found = dict(re.findall(r"(\w+)=(\d+)", text))
+        if not {"free_pages", "handles"} <= found.keys():
+            return None
+        return Usage(int(found["free_pages"]), int(found["handles"]))
+
+    def device(self, guest: Domain, vdev: str) -> str:
+        """The backend directory of one disk."""
+        return f"{self.home}/backend/vbd/{guest.domid}/{devid(vdev)}"
+
+
+def devid(vdev: str) -> int:
+    """The device number of xvda…xvdp without a partition (Xen's docs/man/xen-vbd-interface.7)."""
+    return 202 << 8 | (ord(vdev[3]) - ord("a")) << 4
+
+
+def backend_devices(domid: int) -> set[str]:
+    """The device directories below a domain's backend/vbd."""
+    nodes = xenstore.ls(f"/local/domain/{domid}/backend/vbd")
+    return {path.removesuffix("/frontend-id") for path in nodes if path.endswith("/frontend-id")}
+
+
+class Command:
+    """A command that runs in a guest."""
+
+    def __init__(self, guest: "Guest", text: str, number: int, since: int):
+        self._guest = guest
+        self._text = text
+        self._number = number
+        self._since = since
+
+    def wait(self, limit: float = 120, rc: int = 0) -> str:
+        """Its output, once it ended with this status. `limit` is a hang guard in seconds."""
+        log = self._guest.console
+        status = int(log.wait(rf"^{self._number}= (\d+)$", limit, self._since).group(1))
+        start = f"{self._number}: "
+        encoded = "".join(line.removeprefix(start) for line in log.lines[self._since :] if line.startswith(start))
+        output = base64.b64decode(encoded).decode(errors="replace")
+        if status != rc:
+            raise Mismatch(f"{self._guest.name}: `{self._text}`: status {status}, not {rc}; it said: {output.strip()[-2000:]}")
+        return output
+
+
+class Guest(Domain):
+    """A Linux PVH guest that runs nested/guest/init."""
+
+    @classmethod
+    def create(cls, name: str, *attached: disks.Disk, memory_mib: int = 256) -> Self:
+        """Boots a guest, and returns when it takes commands."""
+        guest = cls._create(
+            name,
+            str(names.GUEST_CONFIG),
+            kernel=str(names.GUEST_KERNEL),
+            ramdisk=str(names.GUEST_INITRAMFS),
+            cmdline=names.GUEST_CMDLINE,
+            memory=memory_mib,
+            tsc_mode="native",
+            disk=[str(disk) for disk in attached],
+        )
+        guest.console.wait(names.GUEST_READY, limit=90)
+        return guest
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self._numbers = itertools.count(1)
+
+    def start(self, command: str) -> Command:
+        """Runs a shell command line in the guest, beside others that run there."""
+        number = next(self._numbers)
+        since = self.console.mark()
+        console.write(self.domid, f"{number} {base64.b64encode(command.encode()).decode()}\n")
+        return Command(self, command, number, since)
+
+    def sh(self, command: str, limit: float = 120, rc: int = 0) -> str:
+        """Runs a shell command line in the guest; its output."""
+        return self.start(command).wait(limit, rc).rstrip("\n")
+
+    def try_attach(self, disk: disks.Disk) -> Outcome:
+        return xl("block-attach", self.name, str(disk))
+
+    def try_detach(self, vdev: str) -> Outcome:
+        return xl("block-detach", self.name, vdev)
+
+    def attach(self, disk: disks.Disk) -> float:
+        """`xl block-attach`, until the guest can use the disk; the seconds xl took."""
+        seconds = self.try_attach(disk).expect(0).seconds
+        self.sh(f"until [ -s /sys/block/{disk.vdev}/size ] && [ $(cat /sys/block/{disk.vdev}/size) != 0 ]; do usleep 20000; done", limit=60)
+        return seconds
+
+    def detach(self, vdev: str) -> float:
+        """`xl block-detach`; the seconds it took."""
+        return self.try_detach(vdev).expect(0).seconds
+
+    def fill(self, path: str, mib: int) -> str:
+        """Writes noise to a file or disk, down to the disk; its checksum."""
+        return self.sh(f"head -c {mib << 20} /dev/urandom | tee {shlex.quote(path)} | sha256sum && sync", limit=300)
+
+    def checksum(self, path: str, mib: int) -> str:
+        """The checksum of a file's or disk's first MiBs, read anew from the disk."""
+        return self.sh(f"echo 3 > /proc/sys/vm/drop_caches; head -c {mib << 20} {shlex.quote(path)} | sha256sum", limit=300)

@@ -1,0 +1,46 @@
+"""Every name, path and console line that the lab takes for granted, in one place."""
+
+from pathlib import Path
+
+LAB = Path("/lab")
+"""Where the archives put the lab's files in dom0."""
+
+RUN_OPTIONS = LAB / "run.json"
+"""What the host half asks of the runner."""
+
+SHELL_WANTED = Path("/run/lab-shell")
+"""dom0's init starts a shell on its console if the runner leaves this file."""
+
+EVENT_PORT = Path("/dev/ttyS1")
+"""The serial port that carries events to the host half."""
+
+CONSOLE_LOGS = Path("/var/log/xen/console")
+"""xenconsoled --log=guest writes guest-<name>.log here."""
+
+BLOCK_SCRIPT = LAB / "nested" / "dom0" / "block"
+"""The hotplug script of disks that dom0's blkback serves."""
+
+GRANARY = "granary"
+"""The name of the long-lived Granary, as in `backend=`."""
+
+GRANARY_CONFIG = LAB / "images" / "granary.cfg"
+GRANARY_IMAGE = LAB / "granary"
+GUEST_CONFIG = LAB / "images" / "guest.cfg"
+GUEST_KERNEL = LAB / "guest" / "vmlinux"
+GUEST_INITRAMFS = LAB / "guest" / "initramfs"
+
+GUEST_CMDLINE = "console=hvc0 rdinit=/init nokaslr mitigations=off panic=-1"
+
+GUEST_READY = r"^guest: ready"
+"""What nested/guest/init prints when it takes commands."""
+
+GRANARY_READY = r"^granary: .*ready"
+"""Granary's line when it watches for disks."""
+
+USAGE_NODE = "data/usage"
+"""Below a Granary's xenstore home: "free_pages=<n> handles=<n>"."""
+
+
+def vbd_line(what: str, domid: int | str = r"\d+", vdev: str = r"\w+") -> str:
+    """A pattern for Granary's line about one vbd."""
+    return rf"^granary: vbd {domid}/{vdev}: .*{what}"

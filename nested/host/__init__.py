@@ -1,0 +1,1 @@
+"""The half of the lab that runs on the developer's machine: archives, QEMU, the report."""

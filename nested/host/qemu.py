@@ -1,0 +1,86 @@
+"""The emulated machine: its command line, its lock, and the process. docs/testing.md says why each flag."""
+
+import contextlib
+import fcntl
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .roots import Boot, Say
+
+# Two emulated machines would starve each other, so one runs at a time, of all checkouts.
+LOCK = Path("/tmp/granary-qemu.lock")
+
+# Each minus was found necessary (docs/testing.md).
+CPU = "EPYC,-monitor,-smap,-rdtscp"
+XEN_ARGS = (
+    "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all "
+    "spec-ctrl=eager-fpu dom0_mem={dom0_mib}M,max:{dom0_mib}M dom0_max_vcpus={cpus}"
+)
+DOM0_ARGS = "console=hvc0 quiet panic=1 nokaslr mitigations=off rdinit=/init"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The shape of the machine that Xen runs on."""
+
+    memory_mib: int = 3072
+    cpus: int = 2
+    tcg_threads: str = "multi"
+
+    @property
+    def dom0_mib(self) -> int:
+        return 1024
+
+
+def command(machine: Machine, boot: Boot, archive: Path, console: str, events: Path) -> list[str]:
+    """QEMU's command line. `console` is a -serial argument; events go to the second port's file."""
+    xen_args = XEN_ARGS.format(dom0_mib=machine.dom0_mib, cpus=machine.cpus)
+    # QEMU splits -initrd at commas, and reads a doubled one as itself.
+    dom0 = f"{boot.kernel} {DOM0_ARGS}".replace(",", ",,")
+    return [
+        "qemu-system-x86_64",
+        *("-M", "q35"),
+        *("-accel", f"tcg,thread={machine.tcg_threads}"),
+        *("-cpu", CPU),
+        *("-smp", str(machine.cpus)),
+        *("-m", str(machine.memory_mib)),
+        *("-kernel", str(boot.xen)),
+        *("-append", xen_args),
+        *("-initrd", f"{dom0},{archive}"),
+        *("-serial", console),
+        *("-serial", f"file:{events}"),
+        *("-display", "none"),
+        *("-nic", "none"),
+        "-no-reboot",
+    ]
+
+
+@contextlib.contextmanager
+def exclusive(say: Say) -> Iterator[None]:
+    """Holds the lock of the one emulated machine."""
+    # Opened by whoever comes first, used by every user.
+    with contextlib.suppress(OSError):
+        os.close(os.open(LOCK, os.O_CREAT | os.O_RDWR, 0o666))
+    with LOCK.open("r") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for the QEMU that holds {LOCK}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def running(arguments: list[str], log: Path, interactive: bool) -> Iterator[subprocess.Popen]:
+    """Runs QEMU for the length of the block; what is still running at its end is killed."""
+    with log.open("wb") as err:
+        process = subprocess.Popen(arguments, stdin=None if interactive else subprocess.DEVNULL, stderr=err)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()

@@ -1,0 +1,57 @@
+"""What the person at the terminal sees."""
+
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Report:
+    """Prints progress with elapsed seconds, and keeps the verdicts for the summary."""
+
+    start: float = field(default_factory=time.monotonic)
+    passed: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    figures: list[tuple[str, str]] = field(default_factory=list)
+    _running: str = ""
+
+    def say(self, text: str) -> None:
+        for line in text.splitlines() or [""]:
+            print(f"[{time.monotonic() - self.start:6.1f}s] {line}", flush=True)
+
+    def event(self, event: dict) -> None:
+        """Shows one event of dom0's runner."""
+        match event["event"]:
+            case "ready":
+                self.say("dom0 is up")
+            case "start":
+                self._running = event["name"]
+                self.say(f"{event['name']}: {event['says']}")
+            case "note":
+                self.say(f"    {event['text']}")
+            case "figure":
+                text = f"{event['name']}: {event['value']:g} {event['unit']}"
+                self.figures.append((self._running, text))
+                self.say(f"    {text}")
+            case "pass":
+                self.passed.append(event["name"])
+                self.say(f"  passed in {event['seconds']:.1f} s")
+            case "tail":
+                self.say(f"    --- the end of {event['of']} ---")
+                for line in event["lines"]:
+                    self.say(f"    | {line}")
+            case "fail":
+                self.failed[event["name"]] = event["reason"]
+                self.say(f"  FAILED after {event['seconds']:.1f} s: {event['reason']}")
+
+    def fail(self, name: str, reason: str) -> None:
+        """A failure that dom0's runner could not tell of itself."""
+        self.failed[name] = reason
+        self.say(f"FAILED: {name}: {reason}")
+
+    def summary(self) -> None:
+        self.say("")
+        for name, text in self.figures:
+            self.say(f"{name}: {text}")
+        for name, reason in self.failed.items():
+            self.say(f"FAILED {name}: {reason.strip().splitlines()[-1]}")
+        self.say(f"scenarios: {len(self.passed)} passed, {len(self.failed)} failed")

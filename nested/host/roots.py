@@ -1,0 +1,314 @@
+"""Builds and caches what QEMU boots: Xen, dom0's kernel and archive, the guest's kernel and archive.
+
+Debian's packages are extracted, never installed, so nothing here needs root and no package's
+script runs. Two caches under target/nested/<suite>/: `tree-<hash>` holds the extracted packages,
+`boot-<hash>` what is cut from them. The hash is of the recipe, which is this file's contents and
+those it uses: a changed recipe builds anew, an unchanged one costs nothing.
+"""
+
+import gzip
+import hashlib
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import cpio, elf
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CACHE = REPOSITORY / "target" / "nested"
+GUEST_SOURCES = REPOSITORY / "nested" / "guest"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A Debian release and the version of Xen in it."""
+
+    name: str
+    xen: str
+
+    @property
+    def packages(self) -> list[str]:
+        return [
+            f"xen-hypervisor-{self.xen}-amd64",
+            f"xen-utils-{self.xen}",
+            "xenstore-utils",
+            "linux-image-amd64",
+            "busybox-static",
+            "python3",
+            "e2fsprogs",
+            "util-linux",
+        ]
+
+
+SUITES = {suite.name: suite for suite in [Suite("bookworm", "4.17")]}
+
+# Where both sorts of Debian root, merged or not, keep programs and libraries.
+PROGRAM_DIRECTORIES = ["bin", "sbin", "usr/bin", "usr/sbin"]
+LIBRARY_DIRECTORIES = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"]
+LOADER = "lib64/ld-linux-x86-64.so.2"
+
+# What the C library opens by name when a thread is cancelled, which libxl does.
+OPENED_BY_NAME = ["libgcc_s.so.1"]
+
+XEN_PROGRAMS = ["xl", "xenstored", "xenconsoled", "xen-init-dom0", "libxl-save-helper"]
+DOM0_PROGRAMS = ["xenstore-ls", "xenstore-read", "xenstore-write", "xenstore-rm", "python3"]
+DOM0_MODULES = [
+    "xen-evtchn",
+    "xen-gntdev",
+    "xen-gntalloc",
+    "xen-privcmd",
+    "xenfs",
+    "xen-blkback",
+    "xen-blkfront",
+    "loop",
+    "brd",
+]
+GUEST_PROGRAMS = ["mke2fs", "e2fsck", "blkdiscard", "fstrim"]
+# ext4 asks for crc32c by name at run time, which no dependency tells.
+GUEST_MODULES = ["xen-blkfront", "crc32c_generic", "ext4", "loop"]
+
+# Python's library without what no runner uses: a third of its size.
+PYTHON_UNUSED = {
+    "asyncio", "config-3.11-x86_64-linux-gnu", "ctypes", "curses", "distutils", "ensurepip",
+    "idlelib", "lib2to3", "multiprocessing", "pydoc_data", "sqlite3", "test", "tkinter",
+    "turtledemo", "unittest", "wsgiref", "xml", "xmlrpc",
+}  # fmt: skip
+
+# Parts of the packages that are not even extracted; of modules, only these folders are.
+NOT_EXTRACTED = ("./usr/share", "./var", "./dev", "./run", "./tmp", "./usr/include")
+MODULE_FOLDERS = (
+    "arch/x86/crypto", "crypto", "drivers/block", "drivers/xen", "fs/ext4", "fs/jbd2", "fs/mbcache", "lib",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Boot:
+    """The files that one boot is made of."""
+
+    directory: Path
+
+    @property
+    def xen(self) -> Path:
+        return self.directory / "xen"
+
+    @property
+    def kernel(self) -> Path:
+        """The uncompressed Linux that dom0 and the guests run."""
+        return self.directory / "vmlinux"
+
+    @property
+    def dom0(self) -> Path:
+        """dom0's root, without the lab's own files."""
+        return self.directory / "dom0.cpio"
+
+    @property
+    def guest(self) -> Path:
+        return self.directory / "guest.cpio"
+
+
+def boot_files(suite: Suite, say: Say) -> Boot:
+    """The boot files of a suite: from the cache, or built into it."""
+    here = Path(__file__).parent
+    tree_key = _key(suite.name.encode(), *(p.encode() for p in suite.packages), repr((NOT_EXTRACTED, MODULE_FOLDERS)).encode())
+    sources = [here / "roots.py", here / "cpio.py", here / "elf.py", *sorted(GUEST_SOURCES.iterdir())]
+    boot_key = _key(tree_key.encode(), *(source.read_bytes() for source in sources))
+    cache = CACHE / suite.name
+    boot = Boot(cache / f"boot-{boot_key}")
+    if not boot.directory.exists():
+        tree = cache / f"tree-{tree_key}"
+        if not tree.exists():
+            say(f"fetching Debian {suite.name}'s packages: {' '.join(suite.packages)}")
+            _into_place(tree, lambda part: _extract(suite, part))
+        say("building the boot archives")
+        _into_place(boot.directory, lambda part: _build(suite, tree, part))
+    for stale in cache.glob("boot-*"):
+        if stale != boot.directory:
+            shutil.rmtree(stale)
+    return boot
+
+
+def _key(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()[:12]
+
+
+def _into_place(final: Path, build: Callable[[Path], None]) -> None:
+    """Builds a directory beside its place and renames it, so a killed build leaves no half cache."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
+    try:
+        build(part)
+        part.chmod(0o755)
+        part.rename(final)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _extract(suite: Suite, to: Path) -> None:
+    """Lets mmdebstrap download and extract the packages, and keeps the useful part of them."""
+    archive = to / "root.tar"
+    log = to / "mmdebstrap.log"
+    command = ["mmdebstrap", "--variant=extract", f"--include={','.join(suite.packages)}", suite.name, str(archive)]
+    with log.open("wb") as out:
+        if subprocess.run(command, stdout=out, stderr=out, check=False).returncode != 0:
+            raise RuntimeError(f"mmdebstrap failed:\n{log.read_text()[-3000:]}")
+
+    def useful(member: tarfile.TarInfo) -> bool:
+        if member.name.startswith(NOT_EXTRACTED) or not (member.isfile() or member.issym() or member.islnk() or member.isdir()):
+            return False
+        _, is_module, inside = member.name.partition("/kernel/")
+        return "lib/modules/" not in member.name or (bool(is_module) and inside.startswith(MODULE_FOLDERS))
+
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            if useful(member):
+                member.mode |= 0o700 if member.isdir() else 0o400
+                tar.extract(member, to, set_attrs=not member.isdir(), numeric_owner=False, filter=_keep_as_is)
+    archive.unlink()
+
+
+def _keep_as_is(member: tarfile.TarInfo, _path: str) -> tarfile.TarInfo:
+    """Links may point anywhere (the tree is never entered); owners are ours."""
+    return member.replace(uid=os.getuid(), gid=os.getgid(), uname="", gname="", deep=False)
+
+
+def _build(suite: Suite, tree: Path, to: Path) -> None:
+    boot = Boot(to)
+    root = _Root(suite, tree)
+    boot.xen.write_bytes(gzip.decompress(next((tree / "boot").glob("xen-*.gz")).read_bytes()))
+    boot.kernel.write_bytes(elf.vmlinux(next((tree / "boot").glob("vmlinuz-*")).read_bytes()))
+    root.compile_python()
+    with boot.guest.open("wb") as out:
+        root.guest(cpio.Archive(out))
+    with boot.dom0.open("wb") as out:
+        root.dom0(cpio.Archive(out), boot)
+
+
+class _Root:
+    """An extracted tree, and how the two archives are cut from it."""
+
+    def __init__(self, suite: Suite, tree: Path):
+        self._tree = tree
+        self._xen_bin = tree / "usr/lib" / f"xen-{suite.xen}" / "bin"
+        self._modules = {
+            path.stem.replace("_", "-"): path for path in tree.glob("**/lib/modules/**/*.ko")
+        }
+
+    def dom0(self, archive: cpio.Archive, boot: Boot) -> None:
+        programs = {name: self._xen_bin / name for name in XEN_PROGRAMS}
+        programs |= {name: self._program(name) for name in DOM0_PROGRAMS}
+        self._base(archive, programs)
+        python = self._python_library()
+        archive.tree(python, str(python.relative_to(self._tree)), _python_unused(python))
+        for extension in python.glob("lib-dynload/*.so"):
+            self._libraries(archive, [extension])
+        self._add_modules(archive, DOM0_MODULES)
+        archive.file("lab/guest/vmlinux", boot.kernel.read_bytes())
+        archive.file("lab/guest/initramfs", boot.guest.read_bytes())
+        archive.close()
+
+    def guest(self, archive: cpio.Archive) -> None:
+        self._base(archive, {name: self._program(name) for name in GUEST_PROGRAMS})
+        archive.link("bin/mkfs.ext4", "mke2fs")
+        archive.file("etc/mke2fs.conf", (self._tree / "etc/mke2fs.conf").read_bytes())
+        self._add_modules(archive, GUEST_MODULES)
+        archive.file("init", (GUEST_SOURCES / "init").read_bytes(), 0o755)
+        # sbin is a link to bin, and a later member replaces an earlier one.
+        archive.file("bin/poweroff", (GUEST_SOURCES / "poweroff").read_bytes(), 0o755)
+        archive.close()
+
+    def compile_python(self) -> None:
+        """Compiles Python's library with that very Python: under emulation its imports take seconds."""
+        python = self._program("python3").resolve()
+        loader = [str(self._tree / LOADER), "--library-path", ":".join(str(self._tree / d) for d in LIBRARY_DIRECTORIES)]
+        command = [*loader, str(python), "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", str(self._python_library())]
+        subprocess.run(command, env={"PYTHONHOME": str(self._tree / "usr")}, check=True)
+
+    def _base(self, archive: cpio.Archive, programs: dict[str, Path]) -> None:
+        """busybox under all its names, the programs and what they load."""
+        self._added: set[str] = set()
+        archive.console()
+        for directory in ["dev", "proc", "sys", "run", "tmp", "mnt", "etc", "var/lib/xen", "var/log/xen"]:
+            archive.directory(directory)
+        archive.link("var/run", "/run")
+        archive.link("var/lock", "/run/lock")
+        busybox = self._program("busybox")
+        archive.file("bin/busybox", busybox.read_bytes(), 0o755)
+        applets = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split()
+        for applet in applets:
+            if applet not in {"busybox", *programs}:
+                archive.link(f"bin/{applet}", "busybox")
+        for name, program in programs.items():
+            archive.file(f"bin/{name}", program.read_bytes(), 0o755)
+        self._libraries(archive, list(programs.values()))
+        archive.link("sbin", "bin")
+        archive.link("usr/bin", "/bin")
+        archive.link("usr/sbin", "/bin")
+
+    def _libraries(self, archive: cpio.Archive, users: list[Path]) -> None:
+        """Adds what `users` load, and what that loads, once."""
+        pending = list(OPENED_BY_NAME)
+        for user in users:
+            pending += elf.needed(user)
+        while pending:
+            name = pending.pop()
+            if name in self._added:
+                continue
+            self._added.add(name)
+            library = self._library(name)
+            directory = "lib64" if name == Path(LOADER).name else "lib/x86_64-linux-gnu"
+            archive.file(f"{directory}/{name}", library.read_bytes(), 0o755)
+            pending += elf.needed(library)
+
+    def _add_modules(self, archive: cpio.Archive, names: list[str]) -> None:
+        """Adds modules with what they depend on, and /modules/order for an init that only has insmod."""
+        order: list[str] = []
+
+        def add(name: str) -> None:
+            path = self._modules.get(name.replace("_", "-"))
+            if path is None:
+                raise RuntimeError(f"the kernel has no module {name}")
+            if path.stem in order:
+                return
+            data = path.read_bytes()
+            for dependency in elf.module_depends(data):
+                add(dependency)
+            order.append(path.stem)
+            archive.file(f"modules/{path.stem}.ko", data)
+
+        for name in names:
+            add(name)
+        archive.file("modules/order", "".join(f"{name}\n" for name in order).encode())
+
+    def _python_library(self) -> Path:
+        return next(path for path in sorted((self._tree / "usr/lib").glob("python3.*")) if path.is_dir())
+
+    def _program(self, name: str) -> Path:
+        return self._find(PROGRAM_DIRECTORIES, name)
+
+    def _library(self, name: str) -> Path:
+        return self._find([*LIBRARY_DIRECTORIES, str(Path(LOADER).parent)], name)
+
+    def _find(self, directories: list[str], name: str) -> Path:
+        for directory in directories:
+            path = self._tree / directory / name
+            if path.is_symlink():
+                # Resolved inside the tree: an absolute link would lead to the host's own file.
+                target = path.readlink()
+                path = self._tree / str(target).lstrip("/") if target.is_absolute() else path.parent / target
+            if path.is_file():
+                return path
+        raise RuntimeError(f"Debian's packages hold no {name} in {' '.join(directories)}")
+
+
+def _python_unused(library: Path) -> Callable[[Path], bool]:
+    return lambda path: bool(PYTHON_UNUSED.intersection(path.relative_to(library).parts))

@@ -1,0 +1,121 @@
+"""One boot of the lab: the run's own archive, the events that come back, and the hang guards."""
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import cpio, qemu
+from .faults import emulator_fault
+from .report import Report
+from .roots import CACHE, REPOSITORY, Boot
+
+LOGS = CACHE / "logs"
+GRANARY_IMAGE = REPOSITORY / "target" / "granary"
+PARTS = ["nested", "images"]
+
+# Hang guards in seconds. A boot takes 15; dom0 needs a moment to report on a scenario that hung.
+BOOT_LIMIT = 180
+GRACE = 120
+POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one boot is to do."""
+
+    scenarios: list[str]
+    machine: qemu.Machine
+    shell: bool
+
+
+def boot_and_run(job: Job, boot: Boot, report: Report) -> str | None:
+    """Boots the lab, runs the scenarios, and leaves their verdicts in `report`.
+
+    Returns the emulator's fault if that ended the run, which is no verdict on anything.
+    """
+    shutil.rmtree(LOGS, ignore_errors=True)
+    LOGS.mkdir(parents=True)
+    archive = LOGS.parent / "run.cpio"
+    _write_archive(archive, boot, job)
+    console, events = LOGS / "console.log", LOGS / "events.log"
+    serial = "mon:stdio" if job.shell else f"file:{console}"
+    command = qemu.command(job.machine, boot, archive, serial, events)
+    with qemu.exclusive(report.say):
+        report.say(f"starting QEMU; logs are in {LOGS.relative_to(REPOSITORY)}")
+        with qemu.running(command, LOGS / "qemu.log", interactive=job.shell) as process:
+            guard = _Guard(events, report)
+            while process.poll() is None and not guard.ran_out:
+                time.sleep(POLL_SECONDS)
+                guard.take(patient=job.shell)
+            guard.take(patient=job.shell)
+    logs = "\n".join(path.read_text(errors="replace") for path in sorted(LOGS.glob("*.log")))
+    missing = [name for name in job.scenarios if name not in report.passed and name not in report.failed]
+    if report.failed or missing or not guard.ended:
+        if fault := emulator_fault(logs):
+            return fault
+    if missing or not guard.ended:
+        _say_end_of_console(console, report)
+        why = "a hang guard ran out" if guard.ran_out else "dom0 ended before its runner did"
+        report.fail(missing[0] if missing else "lab", f"{why}; see {LOGS.relative_to(REPOSITORY)}")
+        for name in missing[1:]:
+            report.fail(name, "not run")
+    return None
+
+
+class _Guard:
+    """Reads the events as they come, and knows when the next one is overdue."""
+
+    def __init__(self, events: Path, report: Report):
+        self.ended = False
+        self.ran_out = False
+        self._events = events
+        self._report = report
+        self._offset = 0
+        self._due = time.monotonic() + BOOT_LIMIT
+
+    def take(self, patient: bool) -> None:
+        """Handles what arrived. Who works in a shell is not hurried."""
+        data = self._events.read_bytes()[self._offset :] if self._events.exists() else b""
+        complete = data[: data.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        for line in complete.splitlines():
+            if line.startswith(b"{"):
+                self._event(json.loads(line))
+        self.ran_out = time.monotonic() > self._due and not patient
+
+    def _event(self, event: dict) -> None:
+        self._due = time.monotonic() + event.get("limit", 0) + GRACE
+        match event["event"]:
+            case "log":
+                (LOGS / f"{event['of']}.log").write_text(event["text"])
+            case "end":
+                self.ended = True
+            case _:
+                if event["event"] == "tail":
+                    (LOGS / f"tail-{event['of']}.log").write_text("\n".join(event["lines"]))
+                self._report.event(event)
+
+
+def _write_archive(path: Path, boot: Boot, job: Job) -> None:
+    """dom0's cached archive, and behind it this run's files, which replace equal names."""
+    with path.open("wb") as out:
+        with boot.dom0.open("rb") as base:
+            shutil.copyfileobj(base, out)
+        own = cpio.Archive(out)
+        own.file("init", (REPOSITORY / "nested/dom0/init").read_bytes(), 0o755)
+        own.file("etc/xen/xl.conf", b'autoballoon="off"\n')
+        for part in PARTS:
+            own.tree(REPOSITORY / part, f"lab/{part}", lambda found: "__pycache__" in found.parts)
+        if GRANARY_IMAGE.exists():
+            own.file("lab/granary", GRANARY_IMAGE.read_bytes())
+        own.file("lab/run.json", json.dumps({"scenarios": job.scenarios, "shell": job.shell}).encode())
+        own.close()
+
+
+def _say_end_of_console(console: Path, report: Report) -> None:
+    if console.exists():
+        report.say("--- the end of dom0's console ---")
+        for line in console.read_text(errors="replace").splitlines()[-60:]:
+            report.say(f"| {line}")
