@@ -1,7 +1,24 @@
-//! The backend half of a vbd.
+//! The backend half of a vbd: the [`Handshake`] with frontend and toolstack, and the [`Engine`]
+//! that serves requests off its ring out of a store.
+
 #![no_std]
 #![forbid(unsafe_code)]
 
-mod grants;
+extern crate alloc;
 
+mod batch;
+mod connection;
+mod descriptors;
+mod engine;
+mod grants;
+mod handshake;
+mod refused;
+mod round;
+mod stats;
+
+pub use connection::{Connection, FrontendKeys, KeyError};
+pub use engine::{Engine, Media, Queue, Turn};
 pub use grants::{Grants, MapError};
+pub use handshake::{Action, Event, Handshake, Look, Online};
+pub use refused::{Reason, Refused};
+pub use stats::Stats;

@@ -1,0 +1,151 @@
+//! Copies between guests and our frames, gathered for one hypercall.
+
+use alloc::vec::Vec;
+
+use blkif::{CheckedSegment, IndirectOp};
+use store::{Extent, ExtentSink};
+use xen_abi::{CopyPtr, DomId, Gfn, GntStatus, GnttabCopy, PAGE_SIZE};
+
+use crate::Grants;
+
+/// Copies in one hypercall at most. Xen looks for other work between copies by itself.
+const MAX_COPIES: usize = 512;
+
+/// Copies that wait for the hypercall, and the request each belongs to.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    copies: Vec<GnttabCopy>,
+    /// The request of each copy, as its place in the round.
+    owners: Vec<usize>,
+    /// What became of each request's copies: the first failure.
+    failures: Vec<Option<GntStatus>>,
+}
+
+impl Batch {
+    /// An empty batch for rounds of up to `max_requests` requests.
+    pub(crate) fn new(max_requests: usize) -> Self {
+        Self {
+            copies: Vec::with_capacity(MAX_COPIES),
+            owners: Vec::with_capacity(MAX_COPIES),
+            failures: alloc::vec![None; max_requests],
+        }
+    }
+
+    /// Begins a round: no request has failed.
+    pub(crate) fn begin(&mut self) {
+        debug_assert!(self.copies.is_empty(), "copies of an earlier round wait");
+        self.failures.fill(None);
+    }
+
+    /// Adds a copy for the request at `owner`; where there is no room left, those before it are
+    /// made first.
+    pub(crate) fn push(&mut self, grants: &mut impl Grants, owner: usize, copy: GnttabCopy) {
+        if self.copies.len() == MAX_COPIES {
+            self.run(grants);
+        }
+        self.copies.push(copy);
+        self.owners.push(owner);
+    }
+
+    /// Makes all copies that wait.
+    pub(crate) fn run(&mut self, grants: &mut impl Grants) {
+        if self.copies.is_empty() {
+            return;
+        }
+        grants.copy(&mut self.copies);
+        for (copy, &owner) in self.copies.iter().zip(&self.owners) {
+            if !copy.status.is_okay() {
+                self.failures[owner].get_or_insert(copy.status);
+            }
+        }
+        self.copies.clear();
+        self.owners.clear();
+    }
+
+    /// Drops the copies that wait for the request at `owner`, which was the last to add any.
+    pub(crate) fn forget(&mut self, owner: usize) {
+        while self.owners.last() == Some(&owner) {
+            self.owners.pop();
+            self.copies.pop();
+        }
+    }
+
+    /// What went wrong with the copies of the request at `owner`.
+    pub(crate) fn failure(&self, owner: usize) -> Option<GntStatus> {
+        self.failures[owner]
+    }
+}
+
+/// Pairs a request's segments with the extents that a store names, and adds the copies between
+/// them to a batch.
+pub(crate) struct Gather<'a, G> {
+    pub(crate) batch: &'a mut Batch,
+    pub(crate) grants: &'a mut G,
+    pub(crate) peer: DomId,
+    pub(crate) direction: IndirectOp,
+    pub(crate) owner: usize,
+    /// A page of zeroes.
+    pub(crate) zero: Gfn,
+    /// The segments that are not used up.
+    pub(crate) segments: &'a [CheckedSegment],
+    /// Bytes of the first of them that are used up.
+    pub(crate) used_bytes: u16,
+}
+
+impl<G: Grants> Gather<'_, G> {
+    /// The place where the segments go on, and how many bytes follow there in the same page.
+    fn segment(&self) -> Option<(CopyPtr, u16)> {
+        let segment = self.segments.first()?;
+        let at = CopyPtr::grant(self.peer, segment.gref(), segment.offset() + self.used_bytes);
+        Some((at, segment.len_bytes() - self.used_bytes))
+    }
+
+    fn advance(&mut self, len_bytes: u16) {
+        self.used_bytes += len_bytes;
+        if let [first, rest @ ..] = self.segments
+            && self.used_bytes == first.len_bytes()
+        {
+            self.segments = rest;
+            self.used_bytes = 0;
+        }
+    }
+
+    fn copy(&mut self, grant: CopyPtr, frame: CopyPtr, len_bytes: u16) {
+        let copy = match self.direction {
+            IndirectOp::Read => GnttabCopy::to_grant(frame, grant, len_bytes),
+            IndirectOp::Write => GnttabCopy::from_grant(grant, frame, len_bytes),
+        };
+        self.batch.push(self.grants, self.owner, copy);
+    }
+}
+
+impl<G: Grants> ExtentSink for Gather<'_, G> {
+    fn extent(&mut self, extent: Extent) {
+        let (mut at, mut left) = match extent {
+            Extent::Frames { at, len_bytes } => (Some(at), len_bytes),
+            Extent::Zero { len_bytes } | Extent::Discarded { len_bytes } => (None, len_bytes),
+        };
+        while left > 0 {
+            let Some((grant, room)) = self.segment() else {
+                debug_assert!(false, "a store names more bytes than were asked for");
+                return;
+            };
+            let in_frame = at.map_or(PAGE_SIZE, |at| PAGE_SIZE - usize::from(at.offset));
+            // At most a segment.
+            let len_bytes = u16::try_from(left.min(in_frame)).map_or(room, |len| len.min(room));
+            let len = usize::from(len_bytes);
+            match (at, extent) {
+                (Some(here), _) => {
+                    self.copy(grant, CopyPtr::frame(here.gfn, here.offset), len_bytes);
+                    at = Some(here.after(len));
+                }
+                (None, Extent::Zero { .. }) => {
+                    self.copy(grant, CopyPtr::frame(self.zero, 0), len_bytes);
+                }
+                (None, _) => {}
+            }
+            left -= len;
+            self.advance(len_bytes);
+        }
+    }
+}
