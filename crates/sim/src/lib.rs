@@ -1,1 +1,28 @@
-//! Placeholder.
+//! A hypervisor in a process, for tests of the very domain that runs on Xen.
+//!
+//! [`Machine`] is the host: grant tables, event channels, a clock and xenstored, each with Xen's
+//! own checks and answers, and with failures on demand. [`SimPlatform`] is the driver domain's view
+//! of it and implements the same seams as the kernel. The toolstack ([`toolstack`]) and the
+//! frontends do what libxl and guests do. All choices follow from one seed.
+
+#![forbid(unsafe_code)]
+
+mod events;
+mod faults;
+mod grants;
+mod machine;
+mod memory;
+mod platform;
+mod rng;
+pub mod xenstored;
+mod xs;
+
+pub use events::EventChannels;
+pub use faults::Fault;
+pub use grants::{GrantAccess, GrantTables, StillInUse};
+pub use machine::{Counters, Machine};
+pub use memory::{Access, OwnFrames, Page, Region, STALE_BYTE};
+pub use platform::{SimMapping, SimPlatform};
+pub use rng::Rng;
+pub use xenstored::Xenstored;
+pub use xs::Xs;
