@@ -273,12 +273,12 @@ fn a_xenstored_that_gave_up_is_noticed_if_it_can_say_so() {
 #[test]
 fn the_queue_is_bounded_and_frees_what_is_answered() {
     let page = Page::new(0);
-    let mut client = Client::with_bound(&page, 100);
+    let mut client = Client::with_bound(&page, 96);
     let write = Request::Write("abc", b"0123456789012345678901234567");
     client.submit(write, 1).unwrap();
     client.submit(write, 2).unwrap();
     let full = |needed_bytes, held_bytes| {
-        Err(SubmitError::QueueFull { needed_bytes, held_bytes, bound_bytes: 100 })
+        Err(SubmitError::QueueFull { needed_bytes, held_bytes, bound_bytes: 96 })
     };
     assert_eq!(client.submit(write, 3), full(48, 96));
     assert_eq!(client.submit(Request::Directory("d"), 3), full(16 + 2 + 12, 96));
@@ -445,5 +445,28 @@ fn a_part_may_fail_and_all_that_was_held_is_freed() {
             page.put_all(&part);
             assert_eq!(client.receive(&page).unwrap(), answered(tag, Err(error)));
         }
+    }
+}
+
+#[test]
+fn names_count_until_all_are_there() {
+    let page = Page::new(0);
+    // Room for the request and five bytes of names.
+    let mut client = Client::with_bound(&page, 30 + 5);
+    for tag in 0..10 {
+        client.submit(Request::Directory("d"), tag).unwrap();
+        let req_id = 3 * tag + 1;
+        page.put_all(&message(ERROR_REPLY, req_id, 0, b"E2BIG\0"));
+        page.put_all(&message(DIRECTORY_PART, req_id + 1, 0, b"8\0ab\0c\0"));
+        assert_eq!(client.receive(&page).unwrap(), None);
+        let full = SubmitError::QueueFull { needed_bytes: 18, held_bytes: 35, bound_bytes: 35 };
+        assert_eq!(client.submit(Request::Read("d"), 99), Err(full));
+        page.put_all(&message(DIRECTORY_PART, req_id + 2, 0, b"8\0def\0\0"));
+        let Some(Event::Reply { result: Ok(Reply::Names(names)), .. }) =
+            client.receive(&page).unwrap()
+        else {
+            panic!("not the names");
+        };
+        assert_eq!(names.count(), 3);
     }
 }
