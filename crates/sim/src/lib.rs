@@ -14,6 +14,7 @@ mod machine;
 mod memory;
 mod platform;
 mod rng;
+pub mod toolstack;
 pub mod xenstored;
 mod xs;
 

@@ -163,17 +163,45 @@ impl Page {
     }
 }
 
-/// Pages one behind the other, as a peer sees them that mapped them.
+/// Who looks at a [`Region`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Side {
+    Peer,
+    Owner,
+}
+
+/// Pages one behind the other.
 #[derive(Clone, Debug)]
 pub struct Region {
     pages: Vec<Page>,
+    side: Side,
 }
 
 impl Region {
-    /// The region that these pages make.
+    /// The region as a peer sees it that mapped these pages.
     #[must_use]
-    pub fn new(pages: Vec<Page>) -> Self {
-        Self { pages }
+    pub fn mapped(pages: Vec<Page>) -> Self {
+        Self { pages, side: Side::Peer }
+    }
+
+    /// The region as the pages' owner sees it.
+    #[must_use]
+    pub fn owned(pages: Vec<Page>) -> Self {
+        Self { pages, side: Side::Owner }
+    }
+
+    fn read_page(&self, index: usize, offset: usize, into: &mut [u8]) {
+        match self.side {
+            Side::Peer => self.pages[index].peer_read(offset, into),
+            Side::Owner => self.pages[index].read(offset, into),
+        }
+    }
+
+    fn write_page(&self, index: usize, offset: usize, from: &[u8]) {
+        match self.side {
+            Side::Peer => self.pages[index].peer_write(offset, from),
+            Side::Owner => self.pages[index].write(offset, from),
+        }
     }
 
     fn check(&self, offset: usize, len_bytes: usize) {
@@ -185,10 +213,9 @@ impl Region {
         );
     }
 
-    fn word(&self, offset: usize) -> (&Page, usize) {
+    fn check_word(&self, offset: usize) {
         self.check(offset, 4);
         assert!(offset.is_multiple_of(4), "index at unaligned offset {offset}");
-        (&self.pages[offset / PAGE_SIZE], offset % PAGE_SIZE)
     }
 }
 
@@ -198,15 +225,15 @@ impl SharedMemory for Region {
     }
 
     fn load_u32(&self, offset: usize) -> u32 {
-        let (page, at) = self.word(offset);
+        self.check_word(offset);
         let mut word = [0; 4];
-        page.peer_read(at, &mut word);
+        self.read_page(offset / PAGE_SIZE, offset % PAGE_SIZE, &mut word);
         u32::from_ne_bytes(word)
     }
 
     fn store_u32(&self, offset: usize, value: u32) {
-        let (page, at) = self.word(offset);
-        page.peer_write(at, &value.to_ne_bytes());
+        self.check_word(offset);
+        self.write_page(offset / PAGE_SIZE, offset % PAGE_SIZE, &value.to_ne_bytes());
     }
 
     fn read(&self, offset: usize, into: &mut [u8]) {
@@ -216,7 +243,7 @@ impl SharedMemory for Region {
         while !rest.is_empty() {
             let len = rest.len().min(PAGE_SIZE - at % PAGE_SIZE);
             let (part, behind) = rest.split_at_mut(len);
-            self.pages[at / PAGE_SIZE].peer_read(at % PAGE_SIZE, part);
+            self.read_page(at / PAGE_SIZE, at % PAGE_SIZE, part);
             rest = behind;
             at += len;
         }
@@ -229,7 +256,7 @@ impl SharedMemory for Region {
         while !rest.is_empty() {
             let len = rest.len().min(PAGE_SIZE - at % PAGE_SIZE);
             let (part, behind) = rest.split_at(len);
-            self.pages[at / PAGE_SIZE].peer_write(at % PAGE_SIZE, part);
+            self.write_page(at / PAGE_SIZE, at % PAGE_SIZE, part);
             rest = behind;
             at += len;
         }
@@ -338,7 +365,7 @@ mod tests {
     #[test]
     fn a_region_reads_and_writes_across_its_pages() {
         let pages = [Page::new(), Page::new()];
-        let region = Region::new(pages.to_vec());
+        let region = Region::mapped(pages.to_vec());
         region.write(4094, &[1, 2, 3, 4]);
         assert_eq!(pages[0].bytes(4092..4096), [0, 0, 1, 2]);
         assert_eq!(pages[1].bytes(0..4), [3, 4, 0, 0]);
@@ -353,13 +380,13 @@ mod tests {
     #[test]
     #[should_panic(expected = "access to bytes 4093..4097 of a shared region of 4096 bytes")]
     fn a_region_ends() {
-        Region::new(vec![Page::new()]).write(4093, &[0; 4]);
+        Region::mapped(vec![Page::new()]).write(4093, &[0; 4]);
     }
 
     #[test]
     fn fetches_are_counted_byte_by_byte_and_the_owners_are_not() {
         let page = Page::new();
-        let region = Region::new(vec![page.clone()]);
+        let region = Region::mapped(vec![page.clone()]);
         region.read(0, &mut [0; 8]);
         page.count_fetches();
         region.read(2, &mut [0; 3]);
@@ -378,7 +405,7 @@ mod tests {
                 page.write(0, &[2]);
             }
         });
-        let region = Region::new(vec![page.clone()]);
+        let region = Region::mapped(vec![page.clone()]);
         let mut byte = [0];
         region.read(0, &mut byte);
         assert_eq!(byte, [1]);

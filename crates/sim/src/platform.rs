@@ -41,7 +41,7 @@ impl SimPlatform {
             machine: machine.clone(),
             domid,
             frames: OwnFrames::new(runs),
-            xenstore: Region::new(vec![page]),
+            xenstore: Region::mapped(vec![page]),
             xenstore_port,
             nr_mapped_pages: 0,
             map_space_pages: usize::MAX,
@@ -188,7 +188,7 @@ impl Grants for SimPlatform {
         }
         let (handles, pages): (Vec<_>, Vec<_>) = mapped.into_iter().unzip();
         self.nr_mapped_pages += pages.len();
-        let mapping = SimMapping { region: Region::new(pages), handles };
+        let mapping = SimMapping { region: Region::mapped(pages), handles };
         match failed {
             None => Ok(mapping),
             Some(error) => {
