@@ -73,6 +73,12 @@ impl<M: SharedMemory> BackRing<M> {
         })
     }
 
+    /// Gives the shared memory back, for its owner to let go of.
+    #[must_use]
+    pub fn into_memory(self) -> M {
+        self.sring.memory
+    }
+
     /// How many slots the ring has: the most requests that can wait for an answer.
     #[must_use]
     pub const fn nr_entries(&self) -> u32 {
