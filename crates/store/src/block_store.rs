@@ -58,6 +58,8 @@ pub struct OpenWrite {
     pub(crate) range: SectorRange,
     /// The reserved frames in the order of the pages they are for.
     pub(crate) reserved: Option<xen_abi::Gfn>,
+    /// Pages among them that the disk does not have yet.
+    pub(crate) nr_new: u64,
 }
 
 /// Whether a long operation is finished.
@@ -177,6 +179,20 @@ pub enum StoreError {
     /// Not beside the requests that are open; ask again when they are ended.
     #[error("busy with an overlapping request")]
     Busy,
+    /// The disk has all the pages that it may have.
+    #[error("the disk's {cap_pages} pages are used up")]
+    CapReached {
+        /// How many that are.
+        cap_pages: u64,
+    },
+    /// The disk, once it has all its pages, would not fit the pool.
+    #[error("the full disk takes {needed} pages, all disks together can have {usable}")]
+    TooLarge {
+        /// Pages that it takes, its tables included.
+        needed: u64,
+        /// Pages that disks can have.
+        usable: u64,
+    },
     /// The pool has no page for it.
     #[error("no memory: {free} of {total} pages are free")]
     NoMemory {

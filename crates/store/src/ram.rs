@@ -25,6 +25,10 @@ const MAX_OPEN_WRITES: usize = 64;
 #[derive(Debug)]
 pub struct RamDisk {
     nr_sectors: u64,
+    /// Pages that it can have.
+    cap_pages: u64,
+    /// Pages that it has, those of open writes included.
+    nr_pages: u64,
     table: PageTable,
     open_writes: Vec<Written>,
 }
@@ -45,20 +49,37 @@ enum Coverage {
 }
 
 impl RamDisk {
-    /// An empty disk of `nr_sectors` sectors.
-    #[must_use]
-    pub fn new(nr_sectors: u64) -> Self {
-        Self {
-            nr_sectors,
-            table: PageTable::new(nr_sectors.div_ceil(SECTORS_PER_PAGE)),
-            open_writes: Vec::with_capacity(MAX_OPEN_WRITES),
+    /// An empty disk of `nr_sectors` sectors that can have `cap_pages` pages at most. They are not
+    /// set aside, but an otherwise empty pool must be able to hold that many.
+    ///
+    /// # Errors
+    /// [`StoreError::Empty`] or [`StoreError::TooLarge`].
+    pub fn new<M: FrameMemory>(
+        nr_sectors: u64,
+        cap_pages: u64,
+        pool: &PagePool<M>,
+    ) -> Result<Self, StoreError> {
+        if nr_sectors == 0 {
+            return Err(StoreError::Empty);
         }
+        let table = PageTable::new(nr_sectors.div_ceil(SECTORS_PER_PAGE));
+        let needed = cap_pages.saturating_add(table.nr_nodes(cap_pages));
+        let usable = pool.nr_total() - pool.nr_reserve();
+        if needed > usable {
+            return Err(StoreError::TooLarge { needed, usable });
+        }
+        let open_writes = Vec::with_capacity(MAX_OPEN_WRITES);
+        Ok(Self { nr_sectors, cap_pages, nr_pages: 0, table, open_writes })
     }
 
     /// Gives its pages back to the pool, a step each. The disk is empty when it is done.
     pub fn clear<M: FrameMemory>(&mut self, pool: &mut PagePool<M>, steps: &mut Steps) -> Progress {
         debug_assert!(self.open_writes.is_empty(), "a disk is cleared beside open writes");
-        self.table.clear(pool, steps)
+        let progress = self.table.clear(pool, steps);
+        if progress == Progress::Done {
+            self.nr_pages = 0;
+        }
+        progress
     }
 
     /// Whether a write may go beside those that are open. Two that meet in a page are harmless as
@@ -73,18 +94,27 @@ impl RamDisk {
             })
     }
 
-    /// Takes a page that is to replace the one at `number`.
+    /// Adds a page that is to replace the one at `number` to what a write has reserved.
     fn reserve<M: FrameMemory>(
         &mut self,
         pool: &mut PagePool<M>,
+        write: &mut OpenWrite,
         number: u64,
         bytes: &Range<usize>,
     ) -> Result<Gfn, StoreError> {
         let old = self.table.get(pool, number);
-        if old.is_none() {
+        let page = if old.is_some() {
+            pool.take(Want::Exchange)?
+        } else {
+            if self.nr_pages == self.cap_pages {
+                return Err(StoreError::CapReached { cap_pages: self.cap_pages });
+            }
             self.table.prepare(pool, number)?;
-        }
-        let page = pool.take(if old.is_some() { Want::Exchange } else { Want::More })?;
+            let page = pool.take(Want::More)?;
+            self.nr_pages += 1;
+            write.nr_new += 1;
+            page
+        };
         for rest in [0..bytes.start, bytes.end..PAGE_SIZE] {
             if rest.is_empty() {
                 continue;
@@ -99,6 +129,16 @@ impl RamDisk {
             }
         }
         Ok(page)
+    }
+
+    /// Gives the pages back that were reserved for a write.
+    fn give_back<M: FrameMemory>(&mut self, pool: &mut PagePool<M>, write: &OpenWrite) {
+        self.nr_pages -= write.nr_new;
+        let mut reserved = write.reserved;
+        while let Some(page) = reserved {
+            reserved = pool.unlink_reserved(page);
+            pool.release(page);
+        }
     }
 
     fn close(&mut self, write: &OpenWrite) {
@@ -162,14 +202,14 @@ impl<M: FrameMemory> BlockStore<M> for RamDisk {
         if !self.may_open(&written) {
             return Err(StoreError::Busy);
         }
-        let mut write = OpenWrite { range, reserved: None };
+        let mut write = OpenWrite { range, reserved: None, nr_new: 0 };
         let mut last = None;
         for number in pages(range) {
             let bytes = bytes_in_page(range, number);
-            let page = match self.reserve(pool, number, &bytes) {
+            let page = match self.reserve(pool, &mut write, number, &bytes) {
                 Ok(page) => page,
                 Err(error) => {
-                    give_back(pool, &write);
+                    self.give_back(pool, &write);
                     return Err(error);
                 }
             };
@@ -188,31 +228,26 @@ impl<M: FrameMemory> BlockStore<M> for RamDisk {
     fn commit_write(&mut self, pool: &mut PagePool<M>, write: OpenWrite) {
         self.close(&write);
         let mut reserved = write.reserved;
+        let mut nr_new = 0;
         for number in pages(write.range) {
             let Some(page) = reserved else { break };
             reserved = pool.unlink_reserved(page);
-            if let Some(old) = self.table.replace(pool, number, page) {
-                pool.release(old);
+            match self.table.replace(pool, number, page) {
+                Some(old) => pool.release(old),
+                None => nr_new += 1,
             }
         }
+        // Another write may have brought a page meanwhile that this one had counted, too.
+        self.nr_pages -= write.nr_new - nr_new;
     }
 
     fn abort_write(&mut self, pool: &mut PagePool<M>, write: OpenWrite) {
         self.close(&write);
-        give_back(pool, &write);
+        self.give_back(pool, &write);
     }
 
     fn flush(&mut self, _pool: &mut PagePool<M>) -> Result<(), StoreError> {
         Ok(())
-    }
-}
-
-/// Gives the pages back that were reserved for a write.
-fn give_back<M: FrameMemory>(pool: &mut PagePool<M>, write: &OpenWrite) {
-    let mut reserved = write.reserved;
-    while let Some(page) = reserved {
-        reserved = pool.unlink_reserved(page);
-        pool.release(page);
     }
 }
 

@@ -31,6 +31,13 @@ impl PageTable {
         Self { root: None, nr_levels }
     }
 
+    /// Nodes of a table whose first `nr_pages` pages are all written.
+    pub(crate) fn nr_nodes(&self, nr_pages: u64) -> u64 {
+        (1..=self.nr_levels)
+            .map(|level| nr_pages.div_ceil(1 << (level * FANOUT_SHIFT).min(u64::BITS - 1)))
+            .sum()
+    }
+
     /// The page at `number`, if there is one.
     pub(crate) fn get<M: FrameMemory>(&self, pool: &PagePool<M>, number: u64) -> Option<Gfn> {
         let mut node = self.root?;

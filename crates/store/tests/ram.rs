@@ -15,13 +15,17 @@ fn range(disk: &RamDisk, first: u64, nr: u64) -> SectorRange {
     SectorRange::on(&BlockStore::<Frames>::geometry(disk), first, nr).unwrap()
 }
 
+fn disk(nr_sectors: u64, cap_pages: u64, pool: &PagePool<Frames>) -> RamDisk {
+    RamDisk::new(nr_sectors, cap_pages, pool).unwrap()
+}
+
 fn clear(disk: &mut RamDisk, pool: &mut PagePool<Frames>) {
     assert_eq!(disk.clear(pool, &mut Steps::new(u32::MAX)), Progress::Done);
 }
 
 #[test]
 fn a_range_is_checked_against_the_disk() {
-    let geometry = BlockStore::<Frames>::geometry(&RamDisk::new(100));
+    let geometry = BlockStore::<Frames>::geometry(&disk(100, 1, &pool(64)));
     let on = |first, nr| SectorRange::on(&geometry, first, nr);
     assert_eq!(on(0, 0), Err(StoreError::Empty));
     assert_eq!(on(99, 1).map(SectorRange::end), Ok(100));
@@ -47,7 +51,7 @@ fn a_range_is_checked_against_the_disk() {
 fn an_unwritten_disk_is_zero_and_takes_no_page() {
     let mut pool = pool(64);
     let free = pool.nr_free();
-    let mut disk = RamDisk::new(1 << 40);
+    let mut disk = disk(1 << 40, 50, &pool);
     assert_eq!(read(&mut disk, &mut pool, (1 << 40) - 9, 9), vec![0; 9 * SECTOR]);
     assert_eq!(pool.nr_free(), free);
 }
@@ -57,7 +61,7 @@ fn a_written_page_costs_itself_and_its_nodes_and_comes_back() {
     let mut pool = pool(64);
     let free = pool.nr_free();
     // 2^40 pages: four levels of nodes.
-    let mut disk = RamDisk::new(8 << 40);
+    let mut disk = disk(8 << 40, 50, &pool);
     write(&mut disk, &mut pool, 8 << 30, &[7; PAGE_SIZE]).unwrap();
     assert_eq!(free - pool.nr_free(), 5);
     write(&mut disk, &mut pool, 8 << 30, &[8; PAGE_SIZE]).unwrap();
@@ -76,7 +80,7 @@ fn a_written_page_costs_itself_and_its_nodes_and_comes_back() {
 #[test]
 fn a_write_of_a_part_keeps_the_rest_and_shows_no_former_contents() {
     let mut pool = pool(64);
-    let mut disk = RamDisk::new(800);
+    let mut disk = disk(800, 50, &pool);
     write(&mut disk, &mut pool, 3, &[1; 2 * SECTOR]).unwrap();
     let mut expected = vec![0; PAGE_SIZE];
     expected[3 * SECTOR..5 * SECTOR].fill(1);
@@ -91,7 +95,7 @@ fn a_write_of_a_part_keeps_the_rest_and_shows_no_former_contents() {
 #[test]
 fn an_aborted_write_leaves_the_disk_as_it_was() {
     let mut pool = pool(64);
-    let mut disk = RamDisk::new(800);
+    let mut disk = disk(800, 50, &pool);
     write(&mut disk, &mut pool, 0, &[1; PAGE_SIZE]).unwrap();
     let free = pool.nr_free();
     let range = range(&disk, 4, 12);
@@ -109,7 +113,7 @@ fn an_aborted_write_leaves_the_disk_as_it_was() {
 #[test]
 fn a_page_that_is_being_read_does_not_change_hands() {
     let mut pool = pool(64);
-    let mut disk = RamDisk::new(800);
+    let mut disk = disk(800, 50, &pool);
     write(&mut disk, &mut pool, 0, &[1; PAGE_SIZE]).unwrap();
     let mut extents = Vec::new();
     let whole = range(&disk, 0, 8);
@@ -130,7 +134,7 @@ fn a_page_that_is_being_read_does_not_change_hands() {
 #[test]
 fn writes_that_meet_in_a_page_wait_where_one_keeps_a_part_of_it() {
     let mut pool = pool(64);
-    let mut disk = RamDisk::new(800);
+    let mut disk = disk(800, 50, &pool);
     let part = disk.begin_write(&mut pool, range(&disk, 1, 1), &mut |_| ()).unwrap();
     for (first, nr) in [(0, 8), (2, 1), (7, 9)] {
         let again = disk.begin_write(&mut pool, range(&disk, first, nr), &mut |_| ());
@@ -150,7 +154,9 @@ fn a_full_pool_refuses_more_but_still_exchanges() {
     let mut pool = pool(66);
     let (total, reserve) = (pool.nr_total(), pool.nr_reserve());
     assert_eq!((total, reserve), (64, 4));
-    let mut disk = RamDisk::new(1 << 20);
+    let mut disk = disk(1 << 20, 50, &pool);
+    // Somebody else has 20 pages.
+    let others: Vec<Gfn> = (0..20).map(|_| pool.take(Want::More).unwrap()).collect();
     let mut page = 0;
     let error = loop {
         match write(&mut disk, &mut pool, page * 8, &[1; PAGE_SIZE]) {
@@ -160,7 +166,7 @@ fn a_full_pool_refuses_more_but_still_exchanges() {
     };
     assert_eq!(error, StoreError::NoMemory { free: reserve, total });
     // Two nodes, and the rest but the reserve.
-    assert_eq!(page, total - reserve - 2);
+    assert_eq!(page, total - 20 - reserve - 2);
     write(&mut disk, &mut pool, 0, &[2; 4 * PAGE_SIZE]).unwrap();
     assert_eq!(
         write(&mut disk, &mut pool, 0, &[3; 5 * PAGE_SIZE]),
@@ -169,7 +175,44 @@ fn a_full_pool_refuses_more_but_still_exchanges() {
     assert_eq!(read(&mut disk, &mut pool, 0, 32), vec![2; 4 * PAGE_SIZE]);
     assert_eq!(pool.nr_free(), reserve);
     clear(&mut disk, &mut pool);
+    others.into_iter().for_each(|page| pool.release(page));
     assert_eq!(pool.nr_free(), total);
+}
+
+#[test]
+fn a_disk_has_no_more_pages_than_its_cap() {
+    let mut pool = pool(66);
+    let mut disk = disk(800, 3, &pool);
+    write(&mut disk, &mut pool, 0, &[1; 2 * PAGE_SIZE]).unwrap();
+    let full = Err(StoreError::CapReached { cap_pages: 3 });
+    assert_eq!(write(&mut disk, &mut pool, 8, &[2; 3 * PAGE_SIZE]), full);
+    // What failed is not counted, what is there may be written again.
+    write(&mut disk, &mut pool, 8, &[3; 2 * PAGE_SIZE]).unwrap();
+    assert_eq!(write(&mut disk, &mut pool, 24, &[4; SECTOR]), full);
+    assert_eq!(read(&mut disk, &mut pool, 8, 8), vec![3; PAGE_SIZE]);
+
+    // Two writes that bring the same page count it once.
+    clear(&mut disk, &mut pool);
+    let whole = range(&disk, 0, 8);
+    let one = disk.begin_write(&mut pool, whole, &mut |_| ()).unwrap();
+    let other = disk.begin_write(&mut pool, whole, &mut |_| ()).unwrap();
+    disk.commit_write(&mut pool, one);
+    disk.commit_write(&mut pool, other);
+    write(&mut disk, &mut pool, 8, &[5; 2 * PAGE_SIZE]).unwrap();
+    assert_eq!(write(&mut disk, &mut pool, 24, &[6; SECTOR]), full);
+}
+
+#[test]
+fn a_disk_that_the_pool_could_never_hold_is_refused() {
+    let pool = pool(66);
+    let new = |nr_sectors, cap_pages| RamDisk::new(nr_sectors, cap_pages, &pool).map(|_| ());
+    assert_eq!(new(0, 1), Err(StoreError::Empty));
+    assert_eq!(new(59 * 8, 59), Ok(()));
+    assert_eq!(new(60 * 8, 60), Err(StoreError::TooLarge { needed: 61, usable: 60 }));
+    // The same pages, but a table of two levels.
+    assert_eq!(new(8 << 11, 59), Err(StoreError::TooLarge { needed: 61, usable: 60 }));
+    let all = u64::MAX;
+    assert_eq!(new(all, all), Err(StoreError::TooLarge { needed: all, usable: 60 }));
 }
 
 #[test]
@@ -235,7 +278,7 @@ proptest! {
     fn two_disks_equal_their_models(steps in proptest::collection::vec(step(), 1..60)) {
         let mut pool = pool(66);
         let total = pool.nr_total();
-        let mut disks = [RamDisk::new(NR_SECTORS), RamDisk::new(NR_SECTORS)];
+        let mut disks = [disk(NR_SECTORS, 38, &pool), disk(NR_SECTORS, 20, &pool)];
         let mut models = [vec![0; 300 * SECTOR], vec![0; 300 * SECTOR]];
         for step in steps {
             match step {
