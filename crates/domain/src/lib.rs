@@ -1,10 +1,23 @@
-//! The driver domain as one value.
+//! The driver domain as one value: it finds the vbds that the toolstack wants, opens their disks,
+//! shakes hands with their frontends and serves them, on whatever [`Platform`] it stands.
 //!
-//! The platform creates a `Domain::new(resources, &mut platform)` and calls
-//! `domain.step(&mut platform) -> Next` for ever.
+//! Nothing here blocks. The platform calls [`Domain::step`] whenever an event has arrived or the
+//! time that the last step named is over; a step does a bounded amount of work and says when it
+//! wants to be called again. xenstore is asked and answers later: what an answer is for stands in
+//! the tag that comes back with it.
+
 #![no_std]
 #![forbid(unsafe_code)]
 
-mod platform;
+extern crate alloc;
 
+mod actions;
+mod domain;
+mod inbox;
+mod inquiry;
+mod platform;
+mod text;
+mod vbd;
+
+pub use domain::{Domain, StartError};
 pub use platform::{HypercallError, Next, Platform, Resources, ShutdownReason};

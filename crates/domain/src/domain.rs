@@ -1,0 +1,325 @@
+//! The domain's parts and its turn.
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
+
+use blkback::{Engine, Event, Media};
+use blkif::{FinalCheck, MaxIndirectSegments};
+use catalog::Settings;
+use store::{Disk, PagePool, PoolError, Progress, Steps};
+use xen_abi::{EvtchnPort, Gfn, Instant};
+use xenstore::{Client, Notify};
+
+use crate::inbox::Tag;
+use crate::platform::{Next, Platform, Resources, ShutdownReason};
+use crate::text::Printable;
+use crate::vbd::{Identity, Vbd, VbdKey};
+
+/// Messages from xenstore that one step takes, so that a flood of them holds nobody up.
+const MAX_MESSAGES: usize = 16;
+
+/// Pages that one step gives back of disks that are gone.
+const MAX_CLEARED: u32 = 1024;
+
+/// The driver domain.
+pub struct Domain<P: Platform> {
+    pub(crate) settings: Settings,
+    pub(crate) xenstore: Xenstore<P::XenstorePage>,
+    pub(crate) pool: PagePool<P::Memory>,
+    pub(crate) engine: Engine,
+    pub(crate) vbds: BTreeMap<VbdKey, Vbd<P::Mapping>>,
+    /// The vbd of each of our ports, by the port's number.
+    pub(crate) ports: Vec<Option<VbdKey>>,
+    /// Vbds whose ring may have requests, each once.
+    runnable: VecDeque<VbdKey>,
+    /// Disks whose pages are being given back.
+    pub(crate) cleared: Vec<Disk>,
+    /// No timer is due earlier.
+    deadline: Option<Instant>,
+    pub(crate) next_life: u32,
+    pub(crate) next_inquiry: u32,
+    /// Something found no room in xenstore's queue and is to be tried again.
+    pub(crate) stalled: bool,
+    /// What `data/usage` says is not true any more.
+    pub(crate) usage_changed: bool,
+    pub(crate) shutdown: Shutdown,
+}
+
+/// The connection to xenstore.
+pub(crate) struct Xenstore<X> {
+    pub(crate) page: X,
+    pub(crate) port: EvtchnPort,
+    pub(crate) client: Client<Tag>,
+    /// There may be messages to read.
+    pub(crate) ready: bool,
+    /// It broke. What is connected goes on being served.
+    pub(crate) broken: bool,
+}
+
+/// How far the end of the domain has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Shutdown {
+    /// Nobody has asked for it.
+    No,
+    /// The toolstack is being told that we heard it.
+    Told(ShutdownReason),
+    /// It knows.
+    Now(ShutdownReason),
+}
+
+/// Why the domain cannot begin.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum StartError {
+    /// There is too little memory, or more than can be counted.
+    #[error("no page pool: {0}")]
+    Pool(#[from] PoolError),
+    /// No run of frames has room for what requests are read into.
+    #[error("no run of {nr_frames} free frames for the engine")]
+    Engine {
+        /// How many it needs.
+        nr_frames: u64,
+    },
+}
+
+impl<P: Platform> Domain<P> {
+    /// Builds the domain and asks xenstore for the devices there are.
+    ///
+    /// # Errors
+    /// [`StartError`] where the memory does not do.
+    pub fn new(resources: Resources<'_, P>, platform: &mut P) -> Result<Self, StartError> {
+        let Resources { memory, free_frames, xenstore: page, xenstore_port, command_line } =
+            resources;
+        let settings = Settings::parse(
+            str::from_utf8(command_line).unwrap_or_else(|_| {
+                platform.log(format_args!("command line ignored: it is not UTF-8"));
+                ""
+            }),
+            |error| platform.log(format_args!("command line: {error}")),
+        );
+        let max_indirect = MaxIndirectSegments::new(settings.max_indirect_segments)
+            .unwrap_or(MaxIndirectSegments::MAX);
+        let mut runs = free_frames.to_vec();
+        let area = take_run(&mut runs, Engine::NR_FRAMES)
+            .ok_or(StartError::Engine { nr_frames: Engine::NR_FRAMES })?;
+        let pool = PagePool::new(memory, &runs)?;
+        platform.log(format_args!(
+            "pool of {} pages ({} MiB), {} of them in reserve",
+            pool.nr_total(),
+            pool.nr_total() >> 8,
+            pool.nr_reserve()
+        ));
+        let client = Client::new(&page);
+        let mut domain = Self {
+            settings,
+            xenstore: Xenstore { page, port: xenstore_port, client, ready: true, broken: false },
+            pool,
+            engine: Engine::new(area, max_indirect),
+            vbds: BTreeMap::new(),
+            ports: Vec::new(),
+            runnable: VecDeque::new(),
+            cleared: Vec::new(),
+            deadline: None,
+            next_life: 0,
+            next_inquiry: 0,
+            stalled: false,
+            usage_changed: true,
+            shutdown: Shutdown::No,
+        };
+        domain.subscribe(platform);
+        Ok(domain)
+    }
+
+    /// Does what is at hand, but no more than a bounded amount of it.
+    pub fn step(&mut self, platform: &mut P) -> Next {
+        while let Some(port) = platform.take_event() {
+            self.event(port);
+        }
+        self.hear(platform);
+        self.fire_timers(platform);
+        if let Some(&key) = self.runnable.front() {
+            self.runnable.pop_front();
+            self.serve(platform, key);
+        }
+        self.clear_disks();
+        self.tell_usage(platform);
+        self.send(platform);
+        if let Shutdown::Now(reason) = self.shutdown {
+            self.let_go(platform);
+            return Next::Shutdown(reason);
+        }
+        if self.xenstore.ready || !self.runnable.is_empty() || !self.cleared.is_empty() {
+            return Next::Now;
+        }
+        self.deadline.map_or(Next::Idle, Next::At)
+    }
+
+    fn event(&mut self, port: EvtchnPort) {
+        if port == self.xenstore.port {
+            self.xenstore.ready = true;
+        } else if let Some(Some(key)) = self.ports.get(port.0 as usize) {
+            let key = *key;
+            self.enqueue(key);
+        }
+    }
+
+    /// Puts a vbd in the queue of those whose ring may have requests.
+    pub(crate) fn enqueue(&mut self, key: VbdKey) {
+        if let Some(vbd) = self.vbds.get_mut(&key)
+            && !vbd.queued
+        {
+            vbd.queued = true;
+            self.runnable.push_back(key);
+        }
+    }
+
+    /// Reads what xenstore has sent.
+    fn hear(&mut self, platform: &mut P) {
+        if !self.xenstore.ready || self.xenstore.broken {
+            self.xenstore.ready = false;
+            return;
+        }
+        for _ in 0..MAX_MESSAGES {
+            match self.receive(platform) {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.xenstore.ready = false;
+                    break;
+                }
+                Err(error) => {
+                    self.xenstore_broke(platform, error);
+                    break;
+                }
+            }
+        }
+        if core::mem::take(&mut self.stalled) {
+            let keys: Vec<VbdKey> = self.vbds.keys().copied().collect();
+            for key in keys {
+                self.proceed(platform, key);
+            }
+        }
+    }
+
+    /// Sends what is queued for xenstore.
+    pub(crate) fn send(&mut self, platform: &mut P) {
+        if self.xenstore.broken {
+            return;
+        }
+        match self.xenstore.client.send(&self.xenstore.page) {
+            Ok(Notify::Yes) => platform.notify(self.xenstore.port),
+            Ok(Notify::No) => {}
+            Err(error) => self.xenstore_broke(platform, error),
+        }
+    }
+
+    fn xenstore_broke(&mut self, platform: &mut P, error: xenstore::ProtocolError) {
+        platform.log(format_args!("{error}: connected vbds are served, others are not"));
+        self.xenstore.broken = true;
+        self.xenstore.ready = false;
+    }
+
+    /// Sets when timers are looked at next.
+    pub(crate) fn wake_at(&mut self, at: Instant) {
+        self.deadline = Some(self.deadline.map_or(at, |deadline| deadline.min(at)));
+    }
+
+    fn fire_timers(&mut self, platform: &mut P) {
+        let Some(deadline) = self.deadline else { return };
+        let now = platform.now();
+        if now < deadline {
+            return;
+        }
+        let mut due = Vec::new();
+        self.deadline = None;
+        for (key, vbd) in &mut self.vbds {
+            match vbd.timer {
+                Some(timer) if timer.at <= now => {
+                    vbd.timer = None;
+                    vbd.handle(timer.event);
+                    due.push(*key);
+                }
+                Some(timer) => {
+                    let earlier = self.deadline.map_or(timer.at, |at| at.min(timer.at));
+                    self.deadline = Some(earlier);
+                }
+                None => {}
+            }
+        }
+        for key in due {
+            self.proceed(platform, key);
+        }
+    }
+
+    /// One vbd's turn.
+    fn serve(&mut self, platform: &mut P, key: VbdKey) {
+        let Some(vbd) = self.vbds.get_mut(&key) else { return };
+        vbd.queued = false;
+        let (Some(queue), Identity::Open(device)) = (&mut vbd.queue, &mut vbd.identity) else {
+            return;
+        };
+        let mut media =
+            Media { disk: &mut device.disk, access: device.access, pool: &mut self.pool };
+        match self.engine.turn(queue, platform, &mut media) {
+            Ok(turn) => {
+                if let Some(refused) = turn.refused
+                    && let Some(dropped) = vbd.lines.allow(platform.now())
+                {
+                    platform.log(format_args!("{vbd}: {refused}{}", Dropped(dropped)));
+                }
+                if turn.left == FinalCheck::Work {
+                    self.enqueue(key);
+                }
+            }
+            Err(error) => {
+                self.complain(platform, key, format_args!("ring stopped: {error}"));
+                if let Some(vbd) = self.vbds.get_mut(&key) {
+                    vbd.handle(Event::Broken);
+                }
+                self.proceed(platform, key);
+            }
+        }
+    }
+
+    /// Gives some pages back of disks that are gone.
+    fn clear_disks(&mut self) {
+        let Some(disk) = self.cleared.last_mut() else { return };
+        if disk.clear(&mut self.pool, &mut Steps::new(MAX_CLEARED)) == Progress::Done {
+            self.cleared.pop();
+            self.usage_changed = true;
+        }
+    }
+
+    /// Lets go of all that others wait for: their pages, their ports.
+    fn let_go(&mut self, platform: &mut P) {
+        let keys: Vec<VbdKey> = self.vbds.keys().copied().collect();
+        for key in keys {
+            self.disconnect(platform, key);
+        }
+    }
+}
+
+/// What is said of lines that were not said.
+pub(crate) struct Dropped(pub(crate) u64);
+
+impl core::fmt::Display for Dropped {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        if self.0 > 0 { write!(f, " ({} more before)", self.0) } else { Ok(()) }
+    }
+}
+
+/// Takes `nr` frames off the first run that has more than that.
+fn take_run(runs: &mut [(Gfn, u64)], nr: u64) -> Option<Gfn> {
+    let run = runs.iter_mut().find(|run| run.1 > nr)?;
+    let first = run.0;
+    *run = (first.checked_add(nr)?, run.1 - nr);
+    Some(first)
+}
+
+/// The words of `control/shutdown` (`xen/docs/misc/xenstore-paths.pandoc`).
+pub(crate) fn shutdown_reason(value: &[u8]) -> Result<Option<ShutdownReason>, Printable<'_>> {
+    match value {
+        b"" => Ok(None),
+        b"poweroff" | b"halt" => Ok(Some(ShutdownReason::PowerOff)),
+        b"reboot" => Ok(Some(ShutdownReason::Reboot)),
+        other => Err(Printable(other)),
+    }
+}

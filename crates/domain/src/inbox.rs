@@ -1,0 +1,298 @@
+//! What xenstore says, and who it is for.
+
+use alloc::vec::Vec;
+
+use blkback::{Event, Look, Online};
+use xen_abi::{DomId, XenbusState};
+use xenstore::{Error, ProtocolError, Reply, Request};
+
+use crate::domain::{Domain, Shutdown, shutdown_reason};
+use crate::inquiry::{FRONTEND, FRONTEND_ID, ONLINE, STATE, Subject};
+use crate::platform::{Platform, ShutdownReason};
+use crate::vbd::{BACKEND_DIR, Vbd, VbdId, VbdKey};
+
+/// What an answer is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Tag {
+    /// A watch of our own.
+    Watch,
+    /// The domains that have devices.
+    Domains,
+    /// The devices of one.
+    Devices(DomId),
+    /// Node number `n` of an inquiry of a vbd.
+    Node { key: VbdKey, inquiry: u32, n: usize },
+    /// What a vbd offers was published.
+    Published(VbdId),
+    /// A node of a vbd was written or removed, its frontend watched or not any more.
+    Written(VbdId),
+    /// `control/shutdown` was read.
+    Shutdown,
+    /// The toolstack knows that we heard it.
+    ShutdownTold,
+    /// `data/usage` was written.
+    Usage,
+}
+
+const BACKEND_TOKEN: &str = "backend";
+const SHUTDOWN_TOKEN: &str = "shutdown";
+pub(crate) const SHUTDOWN: &str = "control/shutdown";
+
+/// What is to be done about a message, once nothing is borrowed from it any more.
+enum Heard {
+    Nothing,
+    /// Look at these, as far as they are ours, or begin with them.
+    Found(Vec<VbdKey>),
+    /// Look at what we know of that domain, or of all, and list what is there.
+    List(Option<DomId>),
+    /// List the devices of these, and look at all that we know.
+    Domains(Vec<DomId>),
+    Proceed(VbdKey),
+    ReadShutdown,
+    Shutdown(ShutdownReason),
+}
+
+impl<P: Platform> Domain<P> {
+    /// Asks to be told of devices and of the end. Each watch tells at once what is there already.
+    pub(crate) fn subscribe(&mut self, platform: &mut P) {
+        for (path, token) in [(BACKEND_DIR, BACKEND_TOKEN), (SHUTDOWN, SHUTDOWN_TOKEN)] {
+            self.submit(platform, Request::Watch { path, token }, Tag::Watch);
+        }
+        self.send(platform);
+    }
+
+    /// Queues a request that must not fail for want of room: there are few of its kind.
+    pub(crate) fn submit(&mut self, platform: &mut P, request: Request<'_>, tag: Tag) {
+        if let Err(error) = self.xenstore.client.submit(request, tag) {
+            platform.log(format_args!("{error}"));
+        }
+    }
+
+    /// Takes one message; whether there was one.
+    pub(crate) fn receive(&mut self, platform: &mut P) -> Result<bool, ProtocolError> {
+        let Some(event) = self.xenstore.client.receive(&self.xenstore.page)? else {
+            return Ok(false);
+        };
+        let heard = match event {
+            xenstore::Event::Watch { path, token } => match token {
+                BACKEND_TOKEN => changed(path),
+                SHUTDOWN_TOKEN => Heard::ReadShutdown,
+                token => {
+                    parse_key(token).map_or(Heard::Nothing, |key| Heard::Found(alloc::vec![key]))
+                }
+            },
+            xenstore::Event::Reply { tag, result } => match tag {
+                Tag::Domains => match result {
+                    Ok(Reply::Names(names)) => {
+                        Heard::Domains(names.filter_map(parse_number).map(DomId).collect())
+                    }
+                    _ => Heard::Nothing,
+                },
+                Tag::Devices(frontend) => match result {
+                    Ok(Reply::Names(names)) => {
+                        let devids = names.filter_map(parse_number);
+                        Heard::Found(devids.map(|devid| VbdKey { frontend, devid }).collect())
+                    }
+                    _ => Heard::Nothing,
+                },
+                Tag::Node { key, inquiry: number, n } => {
+                    let value = match result {
+                        Ok(Reply::Value(value)) => Some(value),
+                        _ => None,
+                    };
+                    let inquiry = self.vbds.get_mut(&key).and_then(|vbd| vbd.inquiry.as_mut());
+                    let last = inquiry
+                        .filter(|inquiry| inquiry.number == number)
+                        .is_some_and(|inquiry| inquiry.answer(n, value));
+                    if last {
+                        self.conclude(platform, key);
+                        Heard::Proceed(key)
+                    } else {
+                        Heard::Nothing
+                    }
+                }
+                Tag::Published(id) => match (living(&mut self.vbds, id), result) {
+                    (None, _) => Heard::Nothing,
+                    (Some(vbd), Ok(_)) => {
+                        vbd.handle(Event::Published);
+                        Heard::Proceed(id.key)
+                    }
+                    (Some(vbd), Err(error)) => {
+                        // Where the directory is gone meanwhile, the look will tell.
+                        vbd.look = true;
+                        if !is_gone(error) {
+                            platform.log(format_args!("{vbd}: cannot publish: {error}"));
+                            vbd.handle(Event::Refused);
+                        }
+                        Heard::Proceed(id.key)
+                    }
+                },
+                Tag::Written(id) => match (living(&mut self.vbds, id), result) {
+                    (Some(vbd), Err(error)) => {
+                        vbd.look = true;
+                        if !is_gone(error) {
+                            platform.log(format_args!("{vbd}: cannot write: {error}"));
+                        }
+                        Heard::Proceed(id.key)
+                    }
+                    _ => Heard::Nothing,
+                },
+                Tag::Shutdown => match result {
+                    Ok(Reply::Value(value)) => match shutdown_reason(value) {
+                        Ok(Some(reason)) => Heard::Shutdown(reason),
+                        Ok(None) => Heard::Nothing,
+                        Err(word) => {
+                            platform.log(format_args!("{SHUTDOWN}: cannot do `{word}`"));
+                            Heard::Nothing
+                        }
+                    },
+                    _ => Heard::Nothing,
+                },
+                Tag::ShutdownTold => {
+                    if let Shutdown::Told(reason) = self.shutdown {
+                        self.shutdown = Shutdown::Now(reason);
+                    }
+                    Heard::Nothing
+                }
+                Tag::Watch | Tag::Usage => {
+                    if let Err(error) = result {
+                        platform.log(format_args!("xenstore refuses our {tag:?}: {error}"));
+                    }
+                    Heard::Nothing
+                }
+            },
+            xenstore::Event::Stray(stray) => {
+                platform.log(format_args!("{stray}"));
+                Heard::Nothing
+            }
+        };
+        self.act_on(platform, heard);
+        Ok(true)
+    }
+
+    fn act_on(&mut self, platform: &mut P, heard: Heard) {
+        match heard {
+            Heard::Nothing => {}
+            Heard::Found(keys) => {
+                for key in keys {
+                    self.look(platform, key);
+                }
+            }
+            Heard::List(domain) => {
+                self.look_at_known(platform, domain);
+                match domain {
+                    None => self.submit(platform, Request::Directory(BACKEND_DIR), Tag::Domains),
+                    Some(domain) => self.list(platform, domain),
+                }
+            }
+            Heard::Domains(domains) => {
+                for domain in domains {
+                    self.list(platform, domain);
+                }
+            }
+            Heard::Proceed(key) => self.proceed(platform, key),
+            Heard::ReadShutdown => {
+                self.submit(platform, Request::Read(SHUTDOWN), Tag::Shutdown);
+            }
+            Heard::Shutdown(reason) => {
+                if self.shutdown == Shutdown::No {
+                    platform.log(format_args!("asked to end ({reason:?})"));
+                    self.shutdown = Shutdown::Told(reason);
+                    self.submit(platform, Request::Write(SHUTDOWN, b""), Tag::ShutdownTold);
+                }
+            }
+        }
+    }
+
+    fn list(&mut self, platform: &mut P, domain: DomId) {
+        let path = alloc::format!("{BACKEND_DIR}/{domain}");
+        self.submit(platform, Request::Directory(&path), Tag::Devices(domain));
+    }
+
+    fn look_at_known(&mut self, platform: &mut P, domain: Option<DomId>) {
+        let of_it = |key: &&VbdKey| domain.is_none_or(|domain| key.frontend == domain);
+        let keys: Vec<VbdKey> = self.vbds.keys().filter(of_it).copied().collect();
+        for key in keys {
+            self.look(platform, key);
+        }
+    }
+
+    /// Looks at a device again, or for the first time.
+    fn look(&mut self, platform: &mut P, key: VbdKey) {
+        let next_life = &mut self.next_life;
+        let vbd = self.vbds.entry(key).or_insert_with(|| {
+            *next_life = next_life.wrapping_add(1);
+            Vbd::new(VbdId { key, life: *next_life })
+        });
+        vbd.look = true;
+        self.proceed(platform, key);
+    }
+
+    /// The last answer of an inquiry is there.
+    fn conclude(&mut self, platform: &mut P, key: VbdKey) {
+        let Some(vbd) = self.vbds.get_mut(&key) else { return };
+        let Some(inquiry) = vbd.inquiry.take() else { return };
+        match inquiry.subject {
+            Subject::Identity => self.identify(platform, key, &inquiry),
+            Subject::Look => {
+                if inquiry.value(0).is_none() {
+                    vbd.handle(Event::Vanished);
+                    return;
+                }
+                let online = match inquiry.value(1) {
+                    Some(b"1") => Online::Yes,
+                    _ => Online::No,
+                };
+                // A state that is none is no reason to end it.
+                let frontend = inquiry
+                    .value(2)
+                    .map(|text| XenbusState::parse(text).unwrap_or(XenbusState::Unknown));
+                vbd.handle(Event::Looked(Look { online, frontend }));
+            }
+            Subject::Ring => self.connect(platform, key, &inquiry),
+        }
+    }
+}
+
+/// The vbd whose answer has come, unless its key lives another life by now.
+fn living<M>(
+    vbds: &mut alloc::collections::BTreeMap<VbdKey, Vbd<M>>,
+    id: VbdId,
+) -> Option<&mut Vbd<M>> {
+    vbds.get_mut(&id.key).filter(|vbd| vbd.id == id)
+}
+
+/// What an error says where the directory was removed meanwhile: its parent is dom0's.
+fn is_gone(error: Error) -> bool {
+    matches!(error, Error::Enoent | Error::Eacces)
+}
+
+/// What a change below `backend/vbd` calls for.
+fn changed(path: &str) -> Heard {
+    let Some(below) = path.strip_prefix(BACKEND_DIR) else { return Heard::Nothing };
+    let mut names = below.split('/').skip(1);
+    let (domain, devid, node) = (names.next(), names.next(), names.next());
+    match (domain.map(parse_number), devid.map(parse_number), node) {
+        (None, ..) => Heard::List(None),
+        (Some(Some(domain)), None, _) => Heard::List(Some(DomId(domain))),
+        (
+            Some(Some(domain)),
+            Some(Some(devid)),
+            // What else changes there is our own writing.
+            None | Some(STATE | ONLINE | FRONTEND | FRONTEND_ID | "params" | "mode"),
+        ) => Heard::Found(alloc::vec![VbdKey { frontend: DomId(domain), devid }]),
+        _ => Heard::Nothing,
+    }
+}
+
+fn parse_key(text: &str) -> Option<VbdKey> {
+    let (frontend, devid) = text.split_once('/')?;
+    Some(VbdKey { frontend: DomId(parse_number(frontend)?), devid: parse_number(devid)? })
+}
+
+fn parse_number<N: core::str::FromStr>(text: &str) -> Option<N> {
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    text.parse().ok()
+}

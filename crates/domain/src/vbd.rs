@@ -1,0 +1,147 @@
+//! One vbd's record.
+
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::string::String;
+use core::fmt;
+
+use blkback::{Action, Event, Handshake, Queue};
+use store::{Access, Disk};
+use xen_abi::{DomId, Instant};
+
+use crate::inquiry::Inquiry;
+use crate::text::LineLimit;
+
+/// Where the toolstack puts our devices, relative to our own directory.
+pub(crate) const BACKEND_DIR: &str = "backend/vbd";
+
+/// Which vbd: the names of its two directories below `backend/vbd`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct VbdKey {
+    pub(crate) frontend: DomId,
+    pub(crate) devid: u32,
+}
+
+/// As it stands in paths: `<frontend>/<devid>`.
+impl fmt::Display for VbdKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.frontend, self.devid)
+    }
+}
+
+/// A vbd in one of its lives: a key may be used again, an answer may come late.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct VbdId {
+    pub(crate) key: VbdKey,
+    pub(crate) life: u32,
+}
+
+/// Something to happen later.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Timer {
+    pub(crate) at: Instant,
+    pub(crate) event: Event,
+}
+
+/// What the toolstack has asked for, once that is known and its disk is open.
+#[derive(Debug)]
+pub(crate) struct Device {
+    /// The frontend's directory.
+    pub(crate) frontend_dir: String,
+    pub(crate) disk: Disk,
+    pub(crate) access: Access,
+}
+
+/// How far our reading of the device's own nodes has come.
+#[derive(Debug)]
+pub(crate) enum Identity {
+    /// Not all there.
+    Unknown,
+    /// It cannot be served.
+    Refused {
+        /// The frontend's directory, as far as it is known.
+        frontend_dir: String,
+    },
+    /// Its disk is open.
+    Open(Device),
+}
+
+impl Identity {
+    pub(crate) fn frontend_dir(&self) -> Option<&str> {
+        match self {
+            Self::Unknown => None,
+            Self::Refused { frontend_dir } => Some(frontend_dir),
+            Self::Open(device) => Some(&device.frontend_dir),
+        }
+    }
+}
+
+/// One vbd.
+pub(crate) struct Vbd<M> {
+    pub(crate) id: VbdId,
+    pub(crate) handshake: Handshake,
+    pub(crate) identity: Identity,
+    /// The ring, while there is one.
+    pub(crate) queue: Option<Queue<M>>,
+    /// What is being asked of xenstore.
+    pub(crate) inquiry: Option<Inquiry>,
+    /// Something has changed since the last look was begun.
+    pub(crate) look: bool,
+    /// What the handshake wants done.
+    pub(crate) todo: VecDeque<Action>,
+    pub(crate) timer: Option<Timer>,
+    /// It stands in the queue of those with work.
+    pub(crate) queued: bool,
+    /// An error node was written.
+    pub(crate) has_error: bool,
+    pub(crate) lines: LineLimit,
+}
+
+impl<M> Vbd<M> {
+    pub(crate) fn new(id: VbdId) -> Self {
+        Self {
+            id,
+            handshake: Handshake::new(),
+            identity: Identity::Unknown,
+            queue: None,
+            inquiry: None,
+            look: true,
+            todo: VecDeque::new(),
+            timer: None,
+            queued: false,
+            has_error: false,
+            lines: LineLimit::new(),
+        }
+    }
+
+    /// Our directory.
+    pub(crate) fn dir(&self) -> String {
+        format!("{BACKEND_DIR}/{}", self.id.key)
+    }
+
+    /// One of our nodes.
+    pub(crate) fn node(&self, key: &str) -> String {
+        format!("{BACKEND_DIR}/{}/{key}", self.id.key)
+    }
+
+    /// Where its error is told, in the manner of Linux's xenbus.
+    pub(crate) fn error_dir(&self) -> String {
+        format!("error/{BACKEND_DIR}/{}", self.id.key)
+    }
+
+    /// What its frontend's watch comes back with.
+    pub(crate) fn token(&self) -> String {
+        format!("{}", self.id.key)
+    }
+
+    /// Takes an event; what follows from it is then to be done.
+    pub(crate) fn handle(&mut self, event: Event) {
+        self.todo.extend(self.handshake.handle(event));
+    }
+}
+
+impl<M> fmt::Display for Vbd<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "vbd {}", self.id.key)
+    }
+}
