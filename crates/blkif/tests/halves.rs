@@ -5,9 +5,10 @@ mod common;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use blkif::layout::{REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD};
 use blkif::{
@@ -29,7 +30,11 @@ fn request(id: u64, rng: &mut Rng) -> Request {
         0 => Operation::Read(transfer),
         1 => Operation::Write(transfer),
         2 => Operation::Barrier(transfer),
-        3 => Operation::Discard { sector: Sector(id), nr_sectors: rng.next(), secure: id % 2 == 0 },
+        3 => Operation::Discard {
+            sector: Sector(id),
+            nr_sectors: rng.next(),
+            secure: id.is_multiple_of(2),
+        },
         _ => Operation::Unknown { code: OpCode(77) },
     };
     Request { id: RequestId(id), handle: 7, op }
@@ -261,7 +266,7 @@ fn wait(port: &Receiver<()>) -> bool {
     }
 }
 
-/// Two threads, real memory: the fences of publishing and of the final check.
+/// Two threads that sleep and wake as two domains do.
 #[test]
 fn every_request_is_answered_across_threads() {
     for (abi, order, total) in [(Abi::X86_64, 0, 60_000), (Abi::X86_32, 3, 30_000)] {
@@ -294,5 +299,82 @@ fn every_request_is_answered_across_threads() {
                 }
             });
         });
+    }
+}
+
+/// Lets two threads go on at almost the same moment, once a round.
+struct StartLine(AtomicU32);
+
+impl StartLine {
+    fn meet(&self, round: u32) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        let begin = Instant::now();
+        let mut spins = 0_u32;
+        while self.0.load(Ordering::SeqCst) < 2 * (round + 1) {
+            spins += 1;
+            if spins.is_multiple_of(1000) {
+                // The other thread may have no CPU, or have failed.
+                thread::yield_now();
+                assert!(begin.elapsed() < Duration::from_secs(60), "the other half is gone");
+            }
+            std::hint::spin_loop();
+        }
+    }
+}
+
+/// One half publishes while the other one checks whether it may sleep. Each stores, then looks at
+/// what the other stored; without a full fence in both, both may miss it: the entry is there, its
+/// consumer sleeps, nobody notifies. Once for requests and once for responses a round.
+#[test]
+fn an_entry_published_during_a_final_check_is_seen_or_notified() {
+    const ROUNDS: u32 = 40_000;
+    let memory = AtomicMemory::new(RingOrder::ONE_PAGE);
+    let mut front = FrontRing::init(&memory, Abi::X86_64).unwrap();
+    let mut back = BackRing::attach(&memory, Abi::X86_64, MaxIndirectSegments::NONE).unwrap();
+    let transfer = Transfer { sector: Sector(0), segments: Segments::EMPTY };
+    let flush = Request { id: RequestId(1), handle: 0, op: Operation::Flush(transfer) };
+    let line = StartLine(AtomicU32::new(0));
+    let line = &line;
+    let ((requests_notified, responses_seen), (responses_notified, requests_seen)) =
+        thread::scope(|scope| {
+            let front = scope.spawn(move || {
+                let (mut notified, mut seen) = (Vec::new(), Vec::new());
+                for round in 0..ROUNDS {
+                    front.push(&flush).unwrap();
+                    line.meet(3 * round);
+                    notified.push(front.publish());
+                    line.meet(3 * round + 1);
+                    seen.push(front.final_check().unwrap());
+                    line.meet(3 * round + 2);
+                    assert_eq!(front.unconsumed(), Ok(1));
+                    assert_eq!(front.consume(), Some(flush.response(Status::OKAY)));
+                }
+                (notified, seen)
+            });
+            let back = scope.spawn(move || {
+                let (mut notified, mut seen) = (Vec::new(), Vec::new());
+                for round in 0..ROUNDS {
+                    line.meet(3 * round);
+                    seen.push(back.final_check().unwrap());
+                    // The request is there for certain once the frontend says so.
+                    while back.unconsumed() == Ok(0) {
+                        thread::yield_now();
+                    }
+                    assert_eq!(back.consume(), Some(Ok(flush)));
+                    back.push(&flush.response(Status::OKAY)).unwrap();
+                    line.meet(3 * round + 1);
+                    notified.push(back.publish());
+                    line.meet(3 * round + 2);
+                }
+                (notified, seen)
+            });
+            (front.join().unwrap(), back.join().unwrap())
+        });
+    for (notified, seen) in
+        [(requests_notified, requests_seen), (responses_notified, responses_seen)]
+    {
+        let rounds = || notified.iter().zip(&seen);
+        let lost = rounds().filter(|r| *r == (&Notify::NotNeeded, &FinalCheck::Idle)).count();
+        assert_eq!(lost, 0, "of {ROUNDS}");
     }
 }

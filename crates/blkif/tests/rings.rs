@@ -559,7 +559,6 @@ fn a_backend_that_attaches_at_rsp_prod_goes_on() {
         ring.push(&request(0).response(Status::OKAY)).unwrap();
         ring.push(&request(1).response(Status::OKAY)).unwrap();
         let _ = ring.publish();
-        drop(ring);
         let rsp_prod = memory.peek_u32(RSP_PROD);
         let mut ring = BackRing::attach_at(&memory, abi, MAX, rsp_prod).unwrap();
         assert_eq!(ring.unconsumed(), Ok(3));
