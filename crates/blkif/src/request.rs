@@ -103,7 +103,8 @@ pub enum Operation {
         sector: Sector,
         /// How many sectors of 512 bytes; any value.
         nr_sectors: u64,
-        /// Their contents must be gone for good (`BLKIF_DISCARD_SECURE`).
+        /// Their contents must be gone for good (`BLKIF_DISCARD_SECURE`). To be ignored where
+        /// `discard-secure` is not offered.
         secure: bool,
     },
     /// A read or write whose segments lie in granted pages.

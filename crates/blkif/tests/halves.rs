@@ -325,6 +325,7 @@ impl StartLine {
 /// One half publishes while the other one checks whether it may sleep. Each stores, then looks at
 /// what the other stored; without a full fence in both, both may miss it: the entry is there, its
 /// consumer sleeps, nobody notifies. Once for requests and once for responses a round.
+/// A missing fence shows in most runs, not in each; a right one never fails.
 #[test]
 fn an_entry_published_during_a_final_check_is_seen_or_notified() {
     const ROUNDS: u32 = 40_000;
