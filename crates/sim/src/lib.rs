@@ -9,7 +9,9 @@
 
 mod events;
 mod faults;
+pub mod frontend;
 mod grants;
+mod lab;
 mod machine;
 mod memory;
 mod platform;
@@ -20,7 +22,9 @@ mod xs;
 
 pub use events::EventChannels;
 pub use faults::Fault;
+pub use frontend::{Expect, Frontend, FrontendConfig, GrantUse, Load, Model, Opening};
 pub use grants::{GrantAccess, GrantTables, StillInUse};
+pub use lab::{Lab, LabBuilder, OperationId};
 pub use machine::{Counters, Machine};
 pub use memory::{Access, OwnFrames, Page, Region, STALE_BYTE};
 pub use platform::{SimMapping, SimPlatform};

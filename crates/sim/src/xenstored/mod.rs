@@ -133,6 +133,12 @@ impl Xenstored {
         }
     }
 
+    /// A number that is another one after every change of the tree.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.tree.generation()
+    }
+
     /// How many nodes a domain owns: what counts against [`Quotas::nodes`].
     #[must_use]
     pub fn nr_nodes(&self, domid: DomId) -> usize {

@@ -157,6 +157,7 @@ impl Tree {
     }
 
     pub(super) fn remove(&mut self, path: &str) {
+        self.generation += 1;
         if let Some(old) = self.nodes.remove(path) {
             self.disown(old.perms.owner);
         }
@@ -168,6 +169,10 @@ impl Tree {
 
     pub(super) fn nr_owned(&self, owner: DomId) -> usize {
         self.owned.get(&owner).copied().unwrap_or(0)
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
     }
 
     pub(super) fn paths(&self) -> impl Iterator<Item = (&str, &Node)> {

@@ -1,0 +1,108 @@
+//! What a disk has to hold.
+
+use blkif::SECTOR_SIZE;
+
+/// Bytes of a sector.
+pub const SECTOR: usize = SECTOR_SIZE as usize;
+
+/// What is known of a sector.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Known {
+    /// It holds the model's bytes.
+    Exactly,
+    /// It was discarded: the model's bytes or zeroes.
+    OrZeroes,
+}
+
+/// A model of a disk's contents.
+#[derive(Clone, Debug)]
+pub struct Model {
+    bytes: Vec<u8>,
+    known: Vec<Known>,
+}
+
+impl Model {
+    /// A disk that holds `bytes`, a multiple of 512 of them.
+    #[must_use]
+    pub fn new(bytes: Vec<u8>) -> Self {
+        assert!(bytes.len().is_multiple_of(SECTOR), "{} bytes are no sectors", bytes.len());
+        let known = vec![Known::Exactly; bytes.len() / SECTOR];
+        Self { bytes, known }
+    }
+
+    /// A disk of zeroes.
+    #[must_use]
+    pub fn zeroed(nr_sectors: u64) -> Self {
+        Self::new(vec![0; usize::try_from(nr_sectors).expect("fits our memory") * SECTOR])
+    }
+
+    /// Sectors of the disk.
+    #[must_use]
+    pub fn nr_sectors(&self) -> u64 {
+        self.known.len() as u64
+    }
+
+    /// The disk is `nr_sectors` large from now on; what is new is zero.
+    pub fn resize(&mut self, nr_sectors: u64) {
+        let nr_sectors = usize::try_from(nr_sectors).expect("fits our memory");
+        self.bytes.resize(nr_sectors * SECTOR, 0);
+        self.known.resize(nr_sectors, Known::Exactly);
+    }
+
+    /// A write was done.
+    pub fn write(&mut self, sector: u64, data: &[u8]) {
+        let first = usize::try_from(sector).expect("within the disk");
+        self.bytes[first * SECTOR..][..data.len()].copy_from_slice(data);
+        self.known[first..first + data.len() / SECTOR].fill(Known::Exactly);
+    }
+
+    /// A discard was done.
+    pub fn discard(&mut self, sector: u64, nr_sectors: u64) {
+        let first = usize::try_from(sector).expect("within the disk");
+        let nr = usize::try_from(nr_sectors).expect("within the disk");
+        self.known[first..first + nr].fill(Known::OrZeroes);
+    }
+
+    /// Checks what a read got.
+    ///
+    /// # Errors
+    /// The first sector that the disk cannot hold.
+    pub fn check(&self, sector: u64, data: &[u8]) -> Result<(), u64> {
+        let first = usize::try_from(sector).expect("within the disk");
+        let expected = &self.bytes[first * SECTOR..][..data.len()];
+        if expected == data {
+            return Ok(());
+        }
+        let pairs = expected.chunks(SECTOR).zip(data.chunks(SECTOR));
+        for (n, (expected, found)) in pairs.enumerate() {
+            let discarded =
+                self.known[first + n] == Known::OrZeroes && found.iter().all(|&b| b == 0);
+            if found != expected && !discarded {
+                return Err(sector + n as u64);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_discarded_sector_is_old_or_zero_until_it_is_written() {
+        let mut model = Model::zeroed(4);
+        model.write(1, &[7; 2 * SECTOR]);
+        assert_eq!(model.check(0, &[0; SECTOR]), Ok(()));
+        assert_eq!(model.check(0, &[0; 2 * SECTOR]), Err(1));
+        assert_eq!(model.check(1, &[7; 2 * SECTOR]), Ok(()));
+        model.discard(2, 1);
+        assert_eq!(model.check(2, &[0; SECTOR]), Ok(()));
+        assert_eq!(model.check(2, &[7; SECTOR]), Ok(()));
+        assert_eq!(model.check(2, &[8; SECTOR]), Err(2));
+        model.write(2, &[8; SECTOR]);
+        assert_eq!(model.check(2, &[0; SECTOR]), Err(2));
+        model.resize(5);
+        assert_eq!((model.nr_sectors(), model.check(4, &[0; SECTOR])), (5, Ok(())));
+    }
+}
