@@ -1,0 +1,179 @@
+//! Event channels, 2-level ABI, and the wait for events.
+//!
+//! While the domain runs every port is masked: an event then sets its pending bit and nothing else,
+//! no upcall, no exit. [`Events::take`] reads the bits. To wait, `SCHEDOP_poll` names the ports;
+//! `do_poll` looks at their bits after it has marked the vCPU as blocked, so no event slips through
+//! between our look and the sleep, and it needs no interrupt and no timer.
+//!
+//! It takes 128 ports. Those past them (the set's *overflow*) are unmasked for the time of the
+//! call, and interrupts are on for it, so that their events make an upcall. There are three times
+//! when such an event can arrive after our own last look:
+//!
+//! 1. before the hypercall: the upcall's handler runs, and writes a number of ports into the call's
+//!    argument that Xen refuses, so that the call returns at once;
+//! 2. in the hypercall, before the vCPU sleeps: `do_poll` asks `local_events_need_delivery` after it
+//!    has marked the vCPU as blocked, sees the upcall that is due, and returns;
+//! 3. when it sleeps: an upcall that becomes due unblocks the vCPU (`vcpu_kick`).
+//!
+//! An event that arrived before, while its port was masked, made no upcall: hence the look at the
+//! pending bits after unmasking. The handler returns with interrupts off, so it runs once a wait.
+
+use core::arch::global_asm;
+use core::mem::offset_of;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+use domain::HypercallError;
+use x86_64::VirtAddr;
+use xen_abi::{EvtchnPort, Instant};
+
+use crate::abi::{Poll, SharedInfo};
+use crate::hypercall::Hypercalls;
+use crate::ports::{NoSuchPort, PortSet, place};
+
+/// The vector of the upcall.
+pub(crate) const UPCALL_VECTOR: u8 = 0x20;
+
+/// The argument of the wait that is under way.
+static POLL: Poll =
+    Poll { ports: AtomicU64::new(0), nr_ports: AtomicU32::new(0), timeout_ns: AtomicU64::new(0) };
+
+unsafe extern "C" {
+    fn upcall_entry();
+}
+
+// Refuses the poll that is about to be made; drops IF (bit 9) from the flags that it returns to.
+// Touches no register.
+global_asm!(
+    ".pushsection .text.upcall_entry, \"ax\", @progbits",
+    ".globl upcall_entry",
+    "upcall_entry:",
+    "mov dword ptr [rip + {poll} + {nr_ports}], {refused}",
+    "and dword ptr [rsp + 16], ~0x200",
+    "iretq",
+    ".popsection",
+    poll = sym POLL,
+    nr_ports = const offset_of!(Poll, nr_ports),
+    refused = const Poll::MAX_PORTS + 1,
+);
+
+/// Where the upcall's interrupt gate must lead.
+pub(crate) fn upcall_handler() -> VirtAddr {
+    VirtAddr::from_ptr(upcall_entry as *const ())
+}
+
+/// The domain's event channels.
+pub(crate) struct Events {
+    hypercalls: Hypercalls,
+    shared: &'static SharedInfo,
+    ports: PortSet,
+    /// Where the next look begins, so that no port is starved.
+    cursor: EvtchnPort,
+}
+
+impl Events {
+    /// Masks every port. Interrupts are off, and the IDT leads [`UPCALL_VECTOR`] to
+    /// [`upcall_handler`].
+    pub(crate) fn new(
+        hypercalls: Hypercalls,
+        shared: &'static SharedInfo,
+    ) -> Result<Self, HypercallError> {
+        for word in &shared.evtchn_mask {
+            word.store(u64::MAX, Ordering::Relaxed);
+        }
+        hypercalls.set_upcall_vector(UPCALL_VECTOR)?;
+        Ok(Self { hypercalls, shared, ports: PortSet::new(), cursor: EvtchnPort(0) })
+    }
+
+    /// Waits for `port` as well, from now on.
+    pub(crate) fn add(&mut self, port: EvtchnPort) -> Result<(), NoSuchPort> {
+        self.ports.insert(port)
+    }
+
+    /// Closes `port`, and forgets an event of it that was not taken.
+    pub(crate) fn close(&mut self, port: EvtchnPort) -> Result<(), HypercallError> {
+        self.ports.remove(port);
+        let answer = self.hypercalls.close(port);
+        if let Some((word, bit)) = place(port) {
+            self.shared.evtchn_pending[word].fetch_and(!bit, Ordering::AcqRel);
+        }
+        answer
+    }
+
+    /// Takes a port that an event arrived at since it was last taken.
+    pub(crate) fn take(&mut self) -> Option<EvtchnPort> {
+        let port = self.ports.next(self.cursor, |word| self.pending(word))?;
+        self.cursor = EvtchnPort(port.0 + 1);
+        // Cleared before its work is done: an event that comes meanwhile sets it again.
+        let (word, bit) = place(port)?;
+        self.shared.evtchn_pending[word].fetch_and(!bit, Ordering::AcqRel);
+        Some(port)
+    }
+
+    /// Waits until there is an event to take, or until `deadline`. May return early.
+    pub(crate) fn wait(&self, deadline: Option<Instant>) {
+        if !self.any_pending() {
+            self.sleep(deadline);
+        }
+    }
+
+    /// [`Self::wait`] without the look before it.
+    pub(crate) fn sleep(&self, deadline: Option<Instant>) {
+        let listed = self.ports.listed();
+        // 0 means never, so that "at once" is 1.
+        let timeout_ns = deadline.map_or(0, |deadline| deadline.as_ns().max(1));
+        POLL.ports.store(listed.as_ptr().expose_provenance() as u64, Ordering::Relaxed);
+        POLL.nr_ports.store(u32::try_from(listed.len()).unwrap_or(0), Ordering::Relaxed);
+        POLL.timeout_ns.store(timeout_ns, Ordering::Relaxed);
+
+        if listed.len() < PortSet::MAX_LISTED || self.ports.overflow().iter().all(|&w| w == 0) {
+            // An error would be a port that is not ours, which the set has none of. The loop
+            // would spin then, and still serve.
+            let _ = self.hypercalls.poll(&POLL);
+            return;
+        }
+        self.clear_upcall();
+        self.set_overflow_masks(Mask::Open);
+        if !self.any_pending() {
+            // SAFETY: interrupts are off, as always outside this call. The vCPU's only interrupt
+            // is the upcall, whose handler touches no register and writes an atomic alone.
+            let _ = unsafe { self.hypercalls.poll_with_interrupts(&POLL) };
+        }
+        self.set_overflow_masks(Mask::Closed);
+    }
+
+    /// Clears what an upcall left. First that it is due, then the words to look at: in the other
+    /// order, an event between the two would leave its word marked and no upcall due, and the next
+    /// event in that word would make none.
+    fn clear_upcall(&self) {
+        let vcpu = &self.shared.vcpu_info[0];
+        vcpu.evtchn_upcall_pending.store(0, Ordering::SeqCst);
+        vcpu.evtchn_pending_sel.swap(0, Ordering::SeqCst);
+    }
+
+    fn set_overflow_masks(&self, to: Mask) {
+        for (mask, &overflow) in self.shared.evtchn_mask.iter().zip(self.ports.overflow()) {
+            if overflow != 0 {
+                match to {
+                    Mask::Open => mask.fetch_and(!overflow, Ordering::SeqCst),
+                    Mask::Closed => mask.fetch_or(overflow, Ordering::SeqCst),
+                };
+            }
+        }
+        // Xen sets pending, then reads the mask; we write the mask, then read pending.
+        fence(Ordering::SeqCst);
+    }
+
+    fn any_pending(&self) -> bool {
+        self.ports.any(|word| self.pending(word))
+    }
+
+    fn pending(&self, word: usize) -> u64 {
+        self.shared.evtchn_pending[word].load(Ordering::Acquire)
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Mask {
+    Open,
+    Closed,
+}

@@ -1,0 +1,164 @@
+//! Our own page frames, by copies.
+
+use core::ptr;
+
+use store::{FrameAddr, FrameMemory};
+use xen_abi::{Gfn, PAGE_SIZE};
+
+use crate::copy;
+
+/// The frames of the page pool and of the boot modules: a handle.
+#[derive(Debug)]
+pub(crate) struct Frames {
+    /// First frame of each run and their number.
+    runs: &'static [(Gfn, u64)],
+}
+
+impl Frames {
+    /// # Safety
+    /// The frames are RAM, mapped at their guest physical addresses for good, and no Rust object
+    /// lies in them.
+    pub(crate) const unsafe fn new(runs: &'static [(Gfn, u64)]) -> Self {
+        Self { runs }
+    }
+
+    /// Whether `gfn` is one of the frames.
+    pub(crate) fn contain(&self, gfn: Gfn) -> bool {
+        self.runs.iter().any(|&(first, nr)| gfn.0.wrapping_sub(first.0) < nr)
+    }
+
+    /// The address of `len` bytes at `at`, all of them in one run.
+    fn at(&self, at: FrameAddr, len: usize) -> *mut u8 {
+        let offset = usize::from(at.offset);
+        let fits = |&(first, nr): &(Gfn, u64)| {
+            // Frames to the run's end; none where `at` is outside.
+            let rest = nr.saturating_sub(at.gfn.0.wrapping_sub(first.0));
+            let rest_bytes = usize::try_from(rest).ok()?.checked_mul(PAGE_SIZE)?;
+            (offset + len <= rest_bytes).then_some(())
+        };
+        assert!(
+            offset < PAGE_SIZE && self.runs.iter().any(|run| fits(run).is_some()),
+            "{len} bytes at {at:?} are not the pool's"
+        );
+        let frame = usize::try_from(at.gfn.0).map_or(0, |gfn| gfn * PAGE_SIZE);
+        ptr::with_exposed_provenance_mut(frame + offset)
+    }
+}
+
+impl FrameMemory for Frames {
+    fn read(&self, at: FrameAddr, into: &mut [u8]) {
+        // SAFETY: `at` has checked the source; the frames hold no Rust object, so `into` is
+        // elsewhere.
+        unsafe { copy::copy(self.at(at, into.len()), into.as_mut_ptr(), into.len()) };
+    }
+
+    fn write(&mut self, at: FrameAddr, from: &[u8]) {
+        // SAFETY: `at` has checked the destination; the frames hold no Rust object, so `from` is
+        // elsewhere.
+        unsafe { copy::copy(from.as_ptr(), self.at(at, from.len()), from.len()) };
+    }
+
+    fn zero(&mut self, at: FrameAddr, len_bytes: usize) {
+        // SAFETY: `at` has checked the range.
+        unsafe { copy::zero(self.at(at, len_bytes), len_bytes) };
+    }
+
+    fn copy(&mut self, from: FrameAddr, to: FrameAddr, len_bytes: usize) {
+        let (from, to) = (self.at(from, len_bytes), self.at(to, len_bytes));
+        // SAFETY: `at` has checked both ranges. Whether they overlap decides what is copied, not
+        // where.
+        unsafe { copy::copy(from, to, len_bytes) };
+    }
+
+    fn load_u32(&self, at: FrameAddr) -> u32 {
+        let word = self.word(at);
+        // SAFETY: `word` has checked place and alignment.
+        unsafe { word.read() }
+    }
+
+    fn store_u32(&mut self, at: FrameAddr, value: u32) {
+        let word = self.word(at);
+        // SAFETY: `word` has checked place and alignment. Volatile: one store.
+        unsafe { word.write_volatile(value) };
+    }
+}
+
+impl Frames {
+    fn word(&self, at: FrameAddr) -> *mut u32 {
+        let word = self.at(at, size_of::<u32>()).cast::<u32>();
+        assert!(word.is_aligned(), "a word at {at:?}");
+        word
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::boxed::Box;
+
+    use super::Frames;
+    use store::{FrameAddr, FrameMemory};
+    use xen_abi::{Gfn, PAGE_SIZE};
+
+    #[repr(C, align(4096))]
+    struct Pages([u8; 3 * PAGE_SIZE]);
+
+    /// Two runs: one frame, and the frame after the next.
+    fn frames() -> (Frames, Gfn) {
+        let pages = Box::leak(Box::new(Pages([0; 3 * PAGE_SIZE])));
+        let first = Gfn(((&raw mut pages.0).expose_provenance() / PAGE_SIZE) as u64);
+        let runs = Box::leak(Box::new([(first, 1), (Gfn(first.0 + 2), 1)]));
+        // SAFETY: leaked, and reached through the handle alone.
+        (unsafe { Frames::new(runs) }, first)
+    }
+
+    fn addr(gfn: Gfn, offset: u16) -> FrameAddr {
+        FrameAddr { gfn, offset }
+    }
+
+    #[test]
+    fn bytes_come_back_from_where_they_went() {
+        let (mut frames, first) = frames();
+        frames.write(addr(first, 4000), &[7; 96]);
+        frames.copy(addr(first, 3990), addr(Gfn(first.0 + 2), 1), 106);
+        let mut back = [1; 108];
+        frames.read(addr(Gfn(first.0 + 2), 0), &mut back);
+        assert_eq!(back[..11], [0; 11]);
+        assert_eq!(back[11..107], [7; 96]);
+        assert_eq!(back[107], 0);
+        frames.zero(addr(first, 4001), 94);
+        frames.read(addr(first, 3988), &mut back);
+        assert_eq!(back[12..14], [7, 0]);
+        assert_eq!(back[106..], [0, 7]);
+        frames.store_u32(addr(first, 4092), 0x0101_0102);
+        assert_eq!(frames.load_u32(addr(first, 4092)), 0x0101_0102);
+    }
+
+    #[test]
+    fn only_frames_of_a_run_are_contained() {
+        let (frames, first) = frames();
+        let contained = (0..4).map(|index| frames.contain(Gfn(first.0 + index)));
+        assert!(contained.eq([true, false, true, false]));
+        assert!(!frames.contain(Gfn(first.0 - 1)));
+    }
+
+    #[test]
+    #[should_panic(expected = "are not the pool's")]
+    fn a_range_that_leaves_its_run_is_a_bug() {
+        let (frames, first) = frames();
+        frames.read(addr(first, 4095), &mut [0; 2]);
+    }
+
+    #[test]
+    #[should_panic(expected = "are not the pool's")]
+    fn a_frame_that_is_not_ours_is_a_bug() {
+        let (frames, first) = frames();
+        frames.read(addr(Gfn(first.0 + 1), 0), &mut [0; 1]);
+    }
+
+    #[test]
+    #[should_panic(expected = "a word at")]
+    fn an_unaligned_word_is_a_bug() {
+        let (frames, first) = frames();
+        frames.load_u32(addr(first, 2));
+    }
+}

@@ -1,0 +1,264 @@
+//! The only hypercalls: a typed function for each one that is used.
+
+use core::arch::asm;
+use core::cell::UnsafeCell;
+use core::ptr;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use domain::HypercallError;
+use x86_64::instructions::hlt;
+use x86_64::registers::model_specific::Msr;
+use xen_abi::{
+    DomId, EvtchnPort, Gfn, GnttabCopy, GnttabMapGrantRef, GnttabUnmapGrantRef, PAGE_SIZE,
+};
+
+use crate::abi::{
+    AddToPhysmap, AllocUnbound, BindInterdomain, Close, HvmParam, HvmParamOp, Poll, Send, Shutdown,
+    ShutdownCode,
+};
+use crate::hypervisor::Hypervisor;
+
+// `xen.h`: the hypercalls' numbers.
+const MEMORY_OP: usize = 12;
+const GRANT_TABLE_OP: usize = 20;
+const SCHED_OP: usize = 29;
+const EVENT_CHANNEL_OP: usize = 32;
+const HVM_OP: usize = 34;
+
+const XENMEM_ADD_TO_PHYSMAP: usize = 7;
+const GNTTABOP_MAP_GRANT_REF: usize = 0;
+const GNTTABOP_UNMAP_GRANT_REF: usize = 1;
+const GNTTABOP_COPY: usize = 5;
+const SCHEDOP_YIELD: usize = 0;
+const SCHEDOP_SHUTDOWN: usize = 2;
+const SCHEDOP_POLL: usize = 3;
+const EVTCHNOP_BIND_INTERDOMAIN: usize = 0;
+const EVTCHNOP_CLOSE: usize = 3;
+const EVTCHNOP_SEND: usize = 4;
+const EVTCHNOP_ALLOC_UNBOUND: usize = 6;
+const HVMOP_SET_PARAM: usize = 0;
+const HVMOP_GET_PARAM: usize = 1;
+
+/// What Xen fills with a way in for each hypercall, 32 bytes apart.
+#[repr(C, align(4096))]
+struct HypercallPage(UnsafeCell<[u8; PAGE_SIZE]>);
+
+// SAFETY: no Rust code reads or writes the page; Xen fills it, the CPU runs it.
+unsafe impl Sync for HypercallPage {}
+
+static PAGE: HypercallPage = HypercallPage(UnsafeCell::new([0; PAGE_SIZE]));
+static READY: AtomicBool = AtomicBool::new(false);
+
+/// The right to make hypercalls: there is a Xen, and the hypercall page is made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hypercalls(());
+
+impl Hypercalls {
+    /// Has Xen make the hypercall page. Xen also takes from the mode it is called in how
+    /// `shared_info` is laid out, 64-bit here (`hvm_latch_shinfo_size`).
+    pub(crate) fn set_up(xen: Hypervisor) -> Self {
+        let page = ptr::from_ref(&PAGE).expose_provenance();
+        // SAFETY: the MSR takes the address of a page to fill, addresses are physical ones, and
+        // the page is there for nothing else.
+        unsafe { Msr::new(xen.hypercall_msr).write(page as u64) };
+        READY.store(true, Ordering::Relaxed);
+        Self(())
+    }
+
+    /// For who stands outside the main path, as the panic handler: `None` before
+    /// [`Self::set_up`].
+    pub(crate) fn get() -> Option<Self> {
+        READY.load(Ordering::Relaxed).then_some(Self(()))
+    }
+
+    /// `XENMEM_add_to_physmap` of the page of `struct shared_info`.
+    ///
+    /// # Safety
+    /// Nothing of ours is at `gfn`.
+    pub(crate) unsafe fn map_shared_info(self, gfn: Gfn) -> Result<(), HypercallError> {
+        let mut op = AddToPhysmap {
+            domid: DomId::SELF,
+            size: 0,
+            space: AddToPhysmap::SHARED_INFO,
+            idx: 0,
+            gpfn: gfn,
+        };
+        // SAFETY: the op is the call's own struct; the caller answers for the frame.
+        check(unsafe { self.op::<MEMORY_OP, _>(XENMEM_ADD_TO_PHYSMAP, &mut op) })
+    }
+
+    /// `HVMOP_get_param` of our own domain.
+    pub(crate) fn param(self, index: HvmParam) -> Result<u64, HypercallError> {
+        let mut op = HvmParamOp { domid: DomId::SELF, pad: 0, index, value: 0 };
+        // SAFETY: the op is the call's own struct; Xen writes nothing else.
+        check(unsafe { self.op::<HVM_OP, _>(HVMOP_GET_PARAM, &mut op) })?;
+        Ok(op.value)
+    }
+
+    /// Has upcalls arrive at interrupt `vector` of the vCPU (`HVM_PARAM_CALLBACK_IRQ`).
+    pub(crate) fn set_upcall_vector(self, vector: u8) -> Result<(), HypercallError> {
+        // HVM_PARAM_CALLBACK_TYPE_VECTOR in bits 63 to 56.
+        let value = 2 << 56 | u64::from(vector);
+        let index = HvmParam::CALLBACK_IRQ;
+        let mut op = HvmParamOp { domid: DomId::SELF, pad: 0, index, value };
+        // SAFETY: the op is the call's own struct; an upcall needs interrupts on, and who turns
+        // them on answers for a handler.
+        check(unsafe { self.op::<HVM_OP, _>(HVMOP_SET_PARAM, &mut op) })
+    }
+
+    /// `EVTCHNOP_bind_interdomain`: the port of ours that is bound.
+    pub(crate) fn bind_interdomain(
+        self,
+        remote_dom: DomId,
+        remote_port: EvtchnPort,
+    ) -> Result<EvtchnPort, HypercallError> {
+        let mut op = BindInterdomain { remote_dom, remote_port, local_port: EvtchnPort(0) };
+        // SAFETY: the op is the call's own struct; Xen writes nothing else of ours.
+        check(unsafe { self.op::<EVENT_CHANNEL_OP, _>(EVTCHNOP_BIND_INTERDOMAIN, &mut op) })?;
+        Ok(op.local_port)
+    }
+
+    /// `EVTCHNOP_alloc_unbound`: a port of ours that `remote_dom` may bind to.
+    pub(crate) fn alloc_unbound(self, remote_dom: DomId) -> Result<EvtchnPort, HypercallError> {
+        let mut op = AllocUnbound { dom: DomId::SELF, remote_dom, port: EvtchnPort(0) };
+        // SAFETY: the op is the call's own struct; Xen writes nothing else of ours.
+        check(unsafe { self.op::<EVENT_CHANNEL_OP, _>(EVTCHNOP_ALLOC_UNBOUND, &mut op) })?;
+        Ok(op.port)
+    }
+
+    /// `EVTCHNOP_close`.
+    pub(crate) fn close(self, port: EvtchnPort) -> Result<(), HypercallError> {
+        // SAFETY: the op is the call's own struct; Xen writes nothing of ours.
+        check(unsafe { self.op::<EVENT_CHANNEL_OP, _>(EVTCHNOP_CLOSE, &mut Close { port }) })
+    }
+
+    /// `EVTCHNOP_send`.
+    pub(crate) fn send(self, port: EvtchnPort) -> Result<(), HypercallError> {
+        // SAFETY: the op is the call's own struct; Xen writes nothing of ours but pending bits.
+        check(unsafe { self.op::<EVENT_CHANNEL_OP, _>(EVTCHNOP_SEND, &mut Send { port }) })
+    }
+
+    /// `SCHEDOP_poll`, with interrupts off.
+    pub(crate) fn poll(self, poll: &Poll) -> Result<(), HypercallError> {
+        // SAFETY: Xen only reads the struct and the ports; an address that is none is -EFAULT.
+        check(unsafe {
+            self.raw::<SCHED_OP>(SCHEDOP_POLL, ptr::from_ref(poll).expose_provenance(), 0)
+        })
+    }
+
+    /// `SCHEDOP_poll`, with interrupts on from before the call until after it.
+    ///
+    /// # Safety
+    /// Interrupts are off. The handler of each interrupt that can arrive leaves all registers as
+    /// they were and touches no memory that Rust code does not share with it by atomics.
+    pub(crate) unsafe fn poll_with_interrupts(self, poll: &Poll) -> Result<(), HypercallError> {
+        let answer: i64;
+        // The NOP takes STI's shadow: Xen finds no event deliverable in it.
+        // SAFETY: as for `poll`; the caller answers for the handlers.
+        unsafe {
+            asm!(
+                "sti",
+                "nop",
+                "call {page} + {offset}",
+                "cli",
+                page = sym PAGE,
+                offset = const SCHED_OP * 32,
+                inlateout("rdi") SCHEDOP_POLL => _,
+                inlateout("rsi") ptr::from_ref(poll).expose_provenance() => _,
+                out("rdx") _, out("r10") _, out("r8") _, out("r9") _, out("rcx") _, out("r11") _,
+                lateout("rax") answer,
+            );
+        }
+        check(answer)
+    }
+
+    /// `SCHEDOP_yield`.
+    pub(crate) fn yield_now(self) {
+        // SAFETY: takes no argument and touches no memory. It always succeeds.
+        unsafe { self.raw::<SCHED_OP>(SCHEDOP_YIELD, 0, 0) };
+    }
+
+    /// `SCHEDOP_shutdown`.
+    pub(crate) fn shutdown(self, reason: ShutdownCode) -> ! {
+        // SAFETY: the op is the call's own struct; Xen does not write.
+        unsafe { self.op::<SCHED_OP, _>(SCHEDOP_SHUTDOWN, &mut Shutdown { reason }) };
+        // It does not return; if it did there would be nothing left to do.
+        loop {
+            hlt();
+        }
+    }
+
+    /// `GNTTABOP_map_grant_ref`: each op gets its own status.
+    ///
+    /// # Safety
+    /// Nothing of ours is at the ops' addresses.
+    pub(crate) unsafe fn map_grants(
+        self,
+        ops: &mut [GnttabMapGrantRef],
+    ) -> Result<(), HypercallError> {
+        // SAFETY: the ops are the call's own structs; the caller answers for the addresses.
+        check(unsafe { self.grant_op(GNTTABOP_MAP_GRANT_REF, ops) })
+    }
+
+    /// `GNTTABOP_unmap_grant_ref`: each op gets its own status.
+    ///
+    /// # Safety
+    /// Nobody uses what is mapped at the ops' addresses any more.
+    pub(crate) unsafe fn unmap_grants(
+        self,
+        ops: &mut [GnttabUnmapGrantRef],
+    ) -> Result<(), HypercallError> {
+        // SAFETY: the ops are the call's own structs; the caller answers for the addresses.
+        check(unsafe { self.grant_op(GNTTABOP_UNMAP_GRANT_REF, ops) })
+    }
+
+    /// `GNTTABOP_copy`: each op gets its own status.
+    ///
+    /// # Safety
+    /// Rust has no reference to the frames of ours that the ops write.
+    pub(crate) unsafe fn copy_grants(self, ops: &mut [GnttabCopy]) -> Result<(), HypercallError> {
+        // SAFETY: the ops are the call's own structs; the caller answers for the frames.
+        check(unsafe { self.grant_op(GNTTABOP_COPY, ops) })
+    }
+
+    /// # Safety
+    /// `ops` are of the type that `command` takes, and its effect on memory is sound.
+    unsafe fn grant_op<T>(self, command: usize, ops: &mut [T]) -> i64 {
+        let (address, count) = (ops.as_mut_ptr().expose_provenance(), ops.len());
+        // SAFETY: the caller's contract.
+        unsafe { self.raw::<GRANT_TABLE_OP>(command, address, count) }
+    }
+
+    /// # Safety
+    /// `op` is of the type that the hypercall's `command` takes, and its effect on memory is sound.
+    unsafe fn op<const NUMBER: usize, T>(self, command: usize, op: &mut T) -> i64 {
+        // SAFETY: the caller's contract.
+        unsafe { self.raw::<NUMBER>(command, ptr::from_mut(op).expose_provenance(), 0) }
+    }
+
+    /// # Safety
+    /// The arguments are right for the hypercall, and its effect on memory is sound.
+    unsafe fn raw<const NUMBER: usize>(self, first: usize, second: usize, third: usize) -> i64 {
+        let answer: i64;
+        // SAFETY: `self` says that the page is made. All that a hypercall may clobber is listed;
+        // the caller answers for its effect.
+        unsafe {
+            asm!(
+                "call {page} + {offset}",
+                page = sym PAGE,
+                offset = const NUMBER * 32,
+                inlateout("rdi") first => _,
+                inlateout("rsi") second => _,
+                inlateout("rdx") third => _,
+                out("r10") _, out("r8") _, out("r9") _, out("rcx") _, out("r11") _,
+                lateout("rax") answer,
+            );
+        }
+        answer
+    }
+}
+
+/// A hypercall answers 0, or a negative errno.
+fn check(answer: i64) -> Result<(), HypercallError> {
+    if answer < 0 { Err(HypercallError(answer)) } else { Ok(()) }
+}

@@ -1,0 +1,206 @@
+//! Which ports are ours, and how the loop waits for each.
+
+use xen_abi::EvtchnPort;
+
+const WORD_BITS: u32 = u64::BITS;
+
+/// The bound ports. The first [`PortSet::MAX_LISTED`] are listed for `SCHEDOP_poll`, the rest
+/// overflows.
+#[derive(Debug)]
+pub(crate) struct PortSet {
+    bound: Bitmap,
+    overflow: Bitmap,
+    listed: [EvtchnPort; Self::MAX_LISTED],
+    nr_listed: usize,
+}
+
+/// A bit a port, in Xen's order.
+pub(crate) type Bitmap = [u64; PortSet::NR_WORDS];
+
+/// A port past what the 2-level ABI has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct NoSuchPort;
+
+impl PortSet {
+    /// How many ports `SCHEDOP_poll` takes.
+    pub(crate) const MAX_LISTED: usize = 128;
+
+    /// Words of a bitmap of all ports (`EVTCHN_2L_NR_CHANNELS`, `event_channel.h`).
+    pub(crate) const NR_WORDS: usize = 64;
+
+    pub(crate) const fn new() -> Self {
+        Self {
+            bound: [0; Self::NR_WORDS],
+            overflow: [0; Self::NR_WORDS],
+            listed: [EvtchnPort(0); Self::MAX_LISTED],
+            nr_listed: 0,
+        }
+    }
+
+    /// Adds `port`. One that is in already stays as it is.
+    pub(crate) fn insert(&mut self, port: EvtchnPort) -> Result<(), NoSuchPort> {
+        let (word, bit) = place(port).ok_or(NoSuchPort)?;
+        if self.bound[word] & bit == 0 {
+            self.bound[word] |= bit;
+            self.list_or_overflow(port, word, bit);
+        }
+        Ok(())
+    }
+
+    /// Takes `port` out; a port that overflowed takes its place in the list. One that is not in is
+    /// left alone.
+    pub(crate) fn remove(&mut self, port: EvtchnPort) {
+        let Some((word, bit)) = place(port) else { return };
+        self.bound[word] &= !bit;
+        self.overflow[word] &= !bit;
+        let Some(index) = self.listed().iter().position(|&listed| listed == port) else { return };
+        self.nr_listed -= 1;
+        self.listed[index] = self.listed[self.nr_listed];
+        if let Some(word) = self.overflow.iter().position(|&word| word != 0) {
+            let port = port_at(word, self.overflow[word]);
+            let bit = self.overflow[word] & self.overflow[word].wrapping_neg();
+            self.overflow[word] &= !bit;
+            self.list_or_overflow(port, word, bit);
+        }
+    }
+
+    /// The ports to list, in no order.
+    pub(crate) fn listed(&self) -> &[EvtchnPort] {
+        &self.listed[..self.nr_listed]
+    }
+
+    /// The ports that the list has no room for.
+    pub(crate) fn overflow(&self) -> &Bitmap {
+        &self.overflow
+    }
+
+    /// Whether a port of ours has its bit set in what `pending` gives for a word's index.
+    pub(crate) fn any(&self, pending: impl Fn(usize) -> u64) -> bool {
+        self.bound.iter().enumerate().any(|(word, bound)| *bound != 0 && pending(word) & bound != 0)
+    }
+
+    /// The first port of ours from `start` on, round past the highest port, whose bit is set in
+    /// what `pending` gives for a word's index.
+    pub(crate) fn next(
+        &self,
+        start: EvtchnPort,
+        pending: impl Fn(usize) -> u64,
+    ) -> Option<EvtchnPort> {
+        let (first_word, first_bit) = place(start).unwrap_or((0, 1));
+        let from_start = !(first_bit - 1);
+        // The first word comes twice: its upper bits first, its lower bits last.
+        (0..=Self::NR_WORDS).find_map(|step| {
+            let word = (first_word + step) % Self::NR_WORDS;
+            let wanted = match step {
+                0 => self.bound[word] & from_start,
+                Self::NR_WORDS => self.bound[word] & !from_start,
+                _ => self.bound[word],
+            };
+            // Most words are empty: do not touch the shared page for them.
+            let found = if wanted == 0 { 0 } else { pending(word) & wanted };
+            (found != 0).then(|| port_at(word, found))
+        })
+    }
+
+    fn list_or_overflow(&mut self, port: EvtchnPort, word: usize, bit: u64) {
+        match self.listed.get_mut(self.nr_listed) {
+            Some(slot) => {
+                *slot = port;
+                self.nr_listed += 1;
+            }
+            None => self.overflow[word] |= bit,
+        }
+    }
+}
+
+/// The word and the bit of a port; `None` past the last.
+pub(crate) fn place(port: EvtchnPort) -> Option<(usize, u64)> {
+    let word = usize::try_from(port.0 / WORD_BITS).ok()?;
+    (word < PortSet::NR_WORDS).then_some((word, 1 << (port.0 % WORD_BITS)))
+}
+
+/// The port of the lowest bit set in `bits`, the word at `word`.
+fn port_at(word: usize, bits: u64) -> EvtchnPort {
+    let word = u32::try_from(word).unwrap_or(0);
+    EvtchnPort(word * WORD_BITS + bits.trailing_zeros())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use super::{NoSuchPort, PortSet};
+    use xen_abi::EvtchnPort;
+
+    fn set(ports: impl IntoIterator<Item = u32>) -> PortSet {
+        let mut set = PortSet::new();
+        for port in ports {
+            set.insert(EvtchnPort(port)).unwrap();
+        }
+        set
+    }
+
+    fn listed(set: &PortSet) -> Vec<u32> {
+        let mut ports: Vec<_> = set.listed().iter().map(|port| port.0).collect();
+        ports.sort_unstable();
+        ports
+    }
+
+    fn overflow(set: &PortSet) -> Vec<u32> {
+        (0..4096)
+            .filter(|&port| set.overflow()[port as usize / 64] >> (port % 64) & 1 == 1)
+            .collect()
+    }
+
+    #[test]
+    fn the_129th_port_overflows() {
+        let set = set(100..229);
+        assert_eq!(listed(&set), (100..228).collect::<Vec<_>>());
+        assert_eq!(overflow(&set), [228]);
+    }
+
+    #[test]
+    fn a_port_that_goes_makes_room_for_one_that_overflowed() {
+        let mut set = set(1..=130);
+        set.remove(EvtchnPort(130));
+        assert_eq!(overflow(&set), [129]);
+        set.remove(EvtchnPort(7));
+        assert_eq!(overflow(&set), [] as [u32; 0]);
+        assert_eq!(listed(&set), (1..=129).filter(|&port| port != 7).collect::<Vec<_>>());
+        set.remove(EvtchnPort(7));
+        set.remove(EvtchnPort(9999));
+        assert_eq!(set.listed().len(), 128);
+        assert!(!set.any(|word| if word == 0 { 1 << 7 } else { 0 }));
+    }
+
+    #[test]
+    fn a_port_is_in_once() {
+        let set = set([5, 5, 4095]);
+        assert_eq!(listed(&set), [5, 4095]);
+    }
+
+    #[test]
+    fn there_is_no_port_4096() {
+        assert_eq!(PortSet::new().insert(EvtchnPort(4096)), Err(NoSuchPort));
+    }
+
+    #[test]
+    fn only_our_own_ports_are_found() {
+        let set = set([3, 64, 4095]);
+        assert_eq!(set.next(EvtchnPort(0), |_| u64::MAX), Some(EvtchnPort(3)));
+        assert_eq!(set.next(EvtchnPort(4), |_| u64::MAX), Some(EvtchnPort(64)));
+        assert_eq!(set.next(EvtchnPort(65), |_| u64::MAX), Some(EvtchnPort(4095)));
+        assert_eq!(set.next(EvtchnPort(0), |_| !(1 << 3) & !1), Some(EvtchnPort(4095)));
+        assert_eq!(set.next(EvtchnPort(0), |_| 0), None);
+        assert!(set.any(|word| if word == 63 { 1 << 63 } else { 0 }));
+        assert!(!set.any(|word| if word == 63 { 0 } else { 1 << 1 }));
+    }
+
+    #[test]
+    fn the_search_goes_round() {
+        let set = set([3, 9]);
+        assert_eq!(set.next(EvtchnPort(10), |_| u64::MAX), Some(EvtchnPort(3)));
+        assert_eq!(set.next(EvtchnPort(4), |_| 1 << 3), Some(EvtchnPort(3)));
+        assert_eq!(set.next(EvtchnPort(4096), |_| u64::MAX), Some(EvtchnPort(3)));
+    }
+}

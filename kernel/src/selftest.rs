@@ -1,0 +1,64 @@
+//! Tests that the real image runs on itself, where the command line asks for them.
+
+use core::time::Duration;
+
+use domain::HypercallError;
+use xen_abi::{DomId, EvtchnPort};
+
+use crate::console;
+use crate::events::Events;
+use crate::hypercall::Hypercalls;
+use crate::time::Clock;
+
+/// The word of the command line that asks for [`ports`].
+pub(crate) const PORTS: &[u8] = b"selftest=ports";
+
+/// One more than `SCHEDOP_poll` takes.
+const NR_PORTS: usize = 129;
+
+/// What hangs, if the test fails, is longer than this.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Whether `command_line` has `word` in it, between white space.
+pub(crate) fn asked_for(command_line: &[u8], word: &[u8]) -> bool {
+    command_line.split(u8::is_ascii_whitespace).any(|found| found == word)
+}
+
+/// Binds 129 ports to ourselves, and has each one end a sleep: an event that is sent after the
+/// last look at the pending bits must be found by the hypercall. The ports stay bound, so that
+/// every port that the domain binds from now on is one that overflows.
+pub(crate) fn ports(
+    hypercalls: Hypercalls,
+    clock: Clock,
+    events: &mut Events,
+) -> Result<(), HypercallError> {
+    let mut pairs = [(EvtchnPort(0), EvtchnPort(0)); NR_PORTS];
+    for pair in &mut pairs {
+        let sender = hypercalls.alloc_unbound(DomId::SELF)?;
+        let bound = hypercalls.bind_interdomain(DomId::SELF, sender)?;
+        let added = events.add(bound);
+        assert!(added.is_ok(), "selftest ports: {bound} is no port");
+        *pair = (sender, bound);
+    }
+    // Binding makes an event.
+    while events.take().is_some() {}
+
+    for (sender, bound) in pairs {
+        hypercalls.send(sender)?;
+        let start = clock.now();
+        events.sleep(Some(start.after(LIMIT)));
+        let slept = clock.now();
+        assert!(slept < start.after(LIMIT), "selftest ports: port {bound} did not end a sleep");
+        let taken = (events.take(), events.take());
+        assert!(taken == (Some(bound), None), "selftest ports: {bound} gave {taken:?}");
+    }
+    // No event: the sleep lasts.
+    let start = clock.now();
+    let end = start.after(Duration::from_millis(20));
+    while clock.now() < end {
+        events.wait(Some(end));
+        assert!(events.take().is_none(), "selftest ports: an event from nowhere");
+    }
+    console::line(format_args!("selftest ports: ok"));
+    Ok(())
+}

@@ -1,0 +1,154 @@
+//! From the entry to the main loop.
+
+use core::ptr;
+use core::time::Duration;
+
+use domain::{HypercallError, Next, Platform, ShutdownReason};
+use spin::Once;
+use xen_abi::{EvtchnPort, Gfn, PAGE_SHIFT};
+use xen_pvh_boot::{Boot, StartInfo};
+
+use crate::abi::{HvmParam, SharedInfo, ShutdownCode};
+use crate::console;
+use crate::end;
+use crate::events::Events;
+use crate::grants::GrantTable;
+use crate::hypercall::Hypercalls;
+use crate::hypervisor::Hypervisor;
+use crate::memory::{self, Memory};
+use crate::platform::Xen;
+use crate::region::Region;
+use crate::selftest;
+use crate::time::Clock;
+use crate::traps;
+
+xen_pvh_boot::entry!(main);
+
+/// How long the console daemon gets to take the last lines.
+const FLUSH_LIMIT: Duration = Duration::from_secs(1);
+
+/// Kept for good: the command line is read as long as the domain runs.
+static START_INFO: Once<StartInfo> = Once::new();
+
+fn main(boot: Boot) -> ! {
+    traps::init();
+    let Some(hypervisor) = Hypervisor::detect() else {
+        console::line(format_args!("granary: there is no Xen here, and nothing to do without it"));
+        end::halt()
+    };
+    let hypercalls = Hypercalls::set_up(hypervisor);
+    let start_info = match StartInfo::read(&boot.memory, boot.start_info_paddr) {
+        Ok(start_info) => START_INFO.call_once(|| start_info),
+        Err(error) => end::refuse(format_args!("{error}")),
+    };
+    let special = match SpecialPages::find(hypercalls) {
+        Ok(special) => special,
+        Err(error) => end::refuse(format_args!("no xenstore or no console: {error}")),
+    };
+    // SAFETY: called once. Nothing was put into memory besides the image yet, and what start_info
+    // pointed at has been copied out, but for the modules.
+    let memory = unsafe {
+        memory::divide(start_info, boot.memory.end(), [special.xenstore, special.console])
+    };
+    let memory = memory.unwrap_or_else(|error| end::refuse(format_args!("{error}")));
+    match bring_up(hypercalls, &memory, &special) {
+        Ok(xen) => run(hypervisor, xen, &memory, start_info, &special),
+        Err(error) => end::refuse(format_args!("cannot set up event channels: {error}")),
+    }
+}
+
+/// The pages that the toolstack gave us to talk to xenstore and the console, and their ports.
+struct SpecialPages {
+    xenstore: Gfn,
+    xenstore_port: EvtchnPort,
+    console: Gfn,
+    console_port: EvtchnPort,
+}
+
+impl SpecialPages {
+    fn find(hypercalls: Hypercalls) -> Result<Self, HypercallError> {
+        let port = |index| {
+            // A port is 32 bits wide; the parameter is wider as others need it.
+            hypercalls.param(index).map(|port| EvtchnPort(u32::try_from(port).unwrap_or(u32::MAX)))
+        };
+        Ok(Self {
+            xenstore: Gfn(hypercalls.param(HvmParam::STORE_PFN)?),
+            xenstore_port: port(HvmParam::STORE_EVTCHN)?,
+            console: Gfn(hypercalls.param(HvmParam::CONSOLE_PFN)?),
+            console_port: port(HvmParam::CONSOLE_EVTCHN)?,
+        })
+    }
+}
+
+/// Maps the shared page, masks all ports, brings the console up.
+fn bring_up(
+    hypercalls: Hypercalls,
+    memory: &Memory,
+    special: &SpecialPages,
+) -> Result<Xen, HypercallError> {
+    // The window's first frame is for shared_info, the rest for grants.
+    let (window, nr_frames) = memory.window;
+    // SAFETY: the window holds nothing.
+    unsafe { hypercalls.map_shared_info(window)? };
+    let address = usize::try_from(window.0 << PAGE_SHIFT).unwrap_or(0);
+    // SAFETY: Xen's page is mapped there now for good, identity-mapped as all of the window. The
+    // struct is all atomics and cells, and any bits are good in them.
+    let shared: &'static SharedInfo = unsafe { &*ptr::with_exposed_provenance(address) };
+    let mut events = Events::new(hypercalls, shared)?;
+
+    let nr_grants = usize::try_from(nr_frames - 1).unwrap_or(0);
+    // SAFETY: the rest of the window holds nothing and is used for nothing else.
+    let grants = unsafe { GrantTable::new(hypercalls, Gfn(window.0 + 1), nr_grants) };
+
+    // SAFETY: the toolstack's page, which `divide` left out of memory.
+    if let Some(page) = unsafe { Region::new(special.console, 1) } {
+        console::set_pv(hypercalls, page, special.console_port);
+        // A console without a port takes lines and sends no events.
+        let _ = events.add(special.console_port);
+    }
+    let clock = Clock::new(shared);
+    let frames = memory.frames();
+    let console_port = special.console_port;
+    Ok(Xen { hypercalls, clock, events, grants, frames, console_port })
+}
+
+fn run(
+    hypervisor: Hypervisor,
+    mut xen: Xen,
+    memory: &Memory,
+    start_info: &'static StartInfo,
+    special: &SpecialPages,
+) -> ! {
+    console::line(format_args!(
+        "granary {} on Xen {}: {} KiB of memory, {} pages for disks, heap of {} KiB",
+        env!("CARGO_PKG_VERSION"),
+        hypervisor.version,
+        memory.ram_bytes >> 10,
+        memory.nr_free_frames(),
+        memory.heap_bytes >> 10,
+    ));
+    let command_line = start_info.command_line();
+    if selftest::asked_for(command_line, selftest::PORTS)
+        && let Err(error) = selftest::ports(xen.hypercalls, xen.clock, &mut xen.events)
+    {
+        end::refuse(format_args!("selftest ports: {error}"));
+    }
+    if xen.events.add(special.xenstore_port).is_err() {
+        end::refuse(format_args!("xenstore's port is {}", special.xenstore_port));
+    }
+
+    let reason = loop {
+        while xen.take_event().is_some() {}
+        match Next::Idle {
+            Next::Now => {}
+            Next::At(deadline) => xen.events.wait(Some(deadline)),
+            Next::Idle => xen.events.wait(None),
+            Next::Shutdown(reason) => break reason,
+        }
+    };
+    console::flush(xen.clock, FLUSH_LIMIT);
+    xen.hypercalls.shutdown(match reason {
+        ShutdownReason::PowerOff => ShutdownCode::PowerOff,
+        ShutdownReason::Reboot => ShutdownCode::Reboot,
+    })
+}

@@ -1,0 +1,211 @@
+//! Exceptions: every one is a bug, and is told with the registers before the domain ends.
+
+use core::arch::global_asm;
+use core::cell::UnsafeCell;
+use core::fmt;
+
+use spin::Once;
+use x86_64::VirtAddr;
+use x86_64::instructions::segmentation::{CS, SS, Segment};
+use x86_64::instructions::tables::load_tss;
+use x86_64::registers::control::Cr2;
+use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
+use x86_64::structures::idt::InterruptDescriptorTable;
+use x86_64::structures::tss::TaskStateSegment;
+
+use crate::console;
+use crate::end;
+use crate::events;
+
+/// Stack of the double fault's handler, which may come because there is no stack left.
+const DOUBLE_FAULT_STACK_BYTES: usize = 16 << 10;
+const DOUBLE_FAULT_IST: u16 = 0;
+
+#[repr(C, align(16))]
+struct Stack(UnsafeCell<[u8; DOUBLE_FAULT_STACK_BYTES]>);
+
+// SAFETY: no Rust code reads or writes it; the CPU stands on it.
+unsafe impl Sync for Stack {}
+
+static DOUBLE_FAULT_STACK: Stack = Stack(UnsafeCell::new([0; DOUBLE_FAULT_STACK_BYTES]));
+static TSS: Once<TaskStateSegment> = Once::new();
+static GDT: Once<GlobalDescriptorTable> = Once::new();
+static IDT: Once<InterruptDescriptorTable> = Once::new();
+
+/// How far apart the stubs are, in bytes.
+const STUB_BYTES: u64 = 16;
+
+unsafe extern "C" {
+    fn trap_stubs();
+}
+
+// A stub a vector: makes all frames alike by an error code of 0 where the CPU pushes none, and
+// pushes the vector. Then all registers: the `Frame` that the handler reads.
+global_asm!(
+    ".pushsection .text.trap_stubs, \"ax\", @progbits",
+    ".balign {STUB_BYTES}",
+    ".globl trap_stubs",
+    "trap_stubs:",
+    ".set vector, 0",
+    ".rept 32",
+    ".balign {STUB_BYTES}",
+    // The vectors that come with an error code: 8, 10 to 14, 17, 21, 29 and 30.
+    ".if !((0x60227d00 >> vector) & 1)",
+    "push 0",
+    ".endif",
+    "push vector",
+    "jmp trap_common",
+    ".set vector, vector + 1",
+    ".endr",
+    "trap_common:",
+    "push rax",
+    "push rbx",
+    "push rcx",
+    "push rdx",
+    "push rsi",
+    "push rdi",
+    "push rbp",
+    "push r8",
+    "push r9",
+    "push r10",
+    "push r11",
+    "push r12",
+    "push r13",
+    "push r14",
+    "push r15",
+    "mov rdi, rsp",
+    "and rsp, -16",
+    "cld",
+    "call {on_trap}",
+    "ud2",
+    ".popsection",
+    STUB_BYTES = const STUB_BYTES,
+    on_trap = sym on_trap,
+);
+
+/// What a stub leaves on the stack.
+#[repr(C)]
+struct Frame {
+    r15: u64,
+    r14: u64,
+    r13: u64,
+    r12: u64,
+    r11: u64,
+    r10: u64,
+    r9: u64,
+    r8: u64,
+    rbp: u64,
+    rdi: u64,
+    rsi: u64,
+    rdx: u64,
+    rcx: u64,
+    rbx: u64,
+    rax: u64,
+    vector: u64,
+    error: u64,
+    rip: u64,
+    cs: u64,
+    rflags: u64,
+    rsp: u64,
+    ss: u64,
+}
+
+impl fmt::Display for Frame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { vector, error, rip, cs, rflags, rsp, ss, .. } = self;
+        let Self { rax, rbx, rcx, rdx, rsi, rdi, rbp, .. } = self;
+        let Self { r8, r9, r10, r11, r12, r13, r14, r15, .. } = self;
+        let (name, cr2) = (name(*vector), Cr2::read_raw());
+        writeln!(f, "{name} (exception {vector}, error {error:#x}) at {cs:02x}:{rip:016x}")?;
+        writeln!(f, "rax {rax:016x} rbx {rbx:016x} rcx {rcx:016x} rdx {rdx:016x}")?;
+        writeln!(f, "rsi {rsi:016x} rdi {rdi:016x} rbp {rbp:016x} rsp {rsp:016x}")?;
+        writeln!(f, "r8  {r8:016x} r9  {r9:016x} r10 {r10:016x} r11 {r11:016x}")?;
+        writeln!(f, "r12 {r12:016x} r13 {r13:016x} r14 {r14:016x} r15 {r15:016x}")?;
+        write!(f, "cr2 {cr2:016x} rflags {rflags:08x} ss {ss:02x}")
+    }
+}
+
+const fn name(vector: u64) -> &'static str {
+    match vector {
+        0 => "divide error",
+        1 => "debug",
+        2 => "NMI",
+        3 => "breakpoint",
+        6 => "invalid opcode",
+        7 => "device not available",
+        8 => "double fault",
+        10 => "invalid TSS",
+        11 => "segment not present",
+        12 => "stack fault",
+        13 => "general protection fault",
+        14 => "page fault",
+        16 => "x87 error",
+        17 => "alignment check",
+        18 => "machine check",
+        19 => "SIMD error",
+        _ => "trap",
+    }
+}
+
+extern "C" fn on_trap(frame: &Frame) -> ! {
+    console::line_everywhere(format_args!("{frame}"));
+    end::crash()
+}
+
+/// Loads our own GDT, TSS and IDT. Called once, first of all.
+pub(crate) fn init() {
+    let tss = TSS.call_once(|| {
+        let mut tss = TaskStateSegment::new();
+        let stack = VirtAddr::from_ptr(&raw const DOUBLE_FAULT_STACK);
+        tss.interrupt_stack_table[usize::from(DOUBLE_FAULT_IST)] =
+            stack + DOUBLE_FAULT_STACK_BYTES as u64;
+        tss
+    });
+    let mut gdt = GlobalDescriptorTable::new();
+    let code = gdt.append(Descriptor::kernel_code_segment());
+    let data = gdt.append(Descriptor::kernel_data_segment());
+    let task = gdt.append(Descriptor::tss_segment(tss));
+    GDT.call_once(|| gdt).load();
+    // SAFETY: the selectors are of the GDT that was just loaded; its segments are flat as those
+    // before.
+    unsafe {
+        CS::set_reg(code);
+        SS::set_reg(data);
+        load_tss(task);
+    }
+    IDT.call_once(idt).load();
+}
+
+fn idt() -> InterruptDescriptorTable {
+    let mut idt = InterruptDescriptorTable::new();
+    let stub = |vector: u64| VirtAddr::from_ptr(trap_stubs as *const ()) + vector * STUB_BYTES;
+    // SAFETY: each stub takes the frame of its vector, and never returns. The upcall's handler
+    // returns as an interrupt's does.
+    unsafe {
+        idt.divide_error.set_handler_addr(stub(0));
+        idt.debug.set_handler_addr(stub(1));
+        idt.non_maskable_interrupt.set_handler_addr(stub(2));
+        idt.breakpoint.set_handler_addr(stub(3));
+        idt.overflow.set_handler_addr(stub(4));
+        idt.bound_range_exceeded.set_handler_addr(stub(5));
+        idt.invalid_opcode.set_handler_addr(stub(6));
+        idt.device_not_available.set_handler_addr(stub(7));
+        idt.double_fault.set_handler_addr(stub(8)).set_stack_index(DOUBLE_FAULT_IST);
+        idt.invalid_tss.set_handler_addr(stub(10));
+        idt.segment_not_present.set_handler_addr(stub(11));
+        idt.stack_segment_fault.set_handler_addr(stub(12));
+        idt.general_protection_fault.set_handler_addr(stub(13));
+        idt.page_fault.set_handler_addr(stub(14));
+        idt.x87_floating_point.set_handler_addr(stub(16));
+        idt.alignment_check.set_handler_addr(stub(17));
+        idt.machine_check.set_handler_addr(stub(18));
+        idt.simd_floating_point.set_handler_addr(stub(19));
+        idt.virtualization.set_handler_addr(stub(20));
+        idt.cp_protection_exception.set_handler_addr(stub(21));
+        idt.hv_injection_exception.set_handler_addr(stub(28));
+        idt.vmm_communication_exception.set_handler_addr(stub(29));
+        idt.security_exception.set_handler_addr(stub(30));
+        idt[events::UPCALL_VECTOR].set_handler_addr(events::upcall_handler());
+    }
+    idt
+}
