@@ -1,7 +1,7 @@
 //! The engine against a frontend's ring in a simulated hypervisor: exact answers to every kind of
 //! request, and what they cost.
 
-#![allow(clippy::unwrap_used, reason = "a test may")]
+#![allow(clippy::cast_possible_truncation, clippy::unwrap_used, reason = "a test may")]
 
 use blkback::{Engine, Grants, Media, Queue, Reason, Refused, Stats, Turn};
 use blkif::{
@@ -273,7 +273,7 @@ fn a_request_that_breaks_the_form_is_an_error_and_says_why() {
     segments[19].last_sect = 9;
     let op = indirect(&lab, IndirectOp::Read, 0, &segments);
     lab.refused(op, Reason::Segment { n: 19, error });
-    let op = indirect(&lab, IndirectOp::Read, NR_SECTORS - 19, &vec![one; 20]);
+    let op = indirect(&lab, IndirectOp::Read, NR_SECTORS - 19, &[one; 20]);
     lab.refused(op, past(NR_SECTORS - 19, 20));
     assert_eq!(lab.queue.stats.nr_errors, 14);
 }

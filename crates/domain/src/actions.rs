@@ -23,9 +23,6 @@ use crate::vbd::{Device, Identity, Timer, VbdKey};
 /// How long state 6 stands before our directory goes: libxl fails a detach that does not see it.
 const LINGER: Duration = Duration::from_millis(200);
 
-/// `VDISK_READONLY` (`io/blkif.h`).
-const VDISK_READONLY: u32 = 4;
-
 /// errno numbers as an `error` node begins with.
 const EINVAL: u32 = 22;
 const ENOMEM: u32 = 12;
@@ -257,13 +254,13 @@ impl<P: Platform> Domain<P> {
         let Identity::Open(device) = &vbd.identity else { return Outcome::Done };
         let geometry = BlockStore::<P::Memory>::geometry(&device.disk);
         let info = match device.access {
-            Access::ReadOnly => VDISK_READONLY,
-            Access::ReadWrite => 0,
+            Access::ReadOnly => keys::VdiskInfo::READONLY,
+            Access::ReadWrite => keys::VdiskInfo::empty(),
         };
         let mut offer: Vec<(&str, u64)> = alloc::vec![
             (keys::SECTORS, geometry.nr_sectors),
             (keys::SECTOR_SIZE, geometry.logical.bytes().into()),
-            (keys::INFO, info.into()),
+            (keys::INFO, info.bits().into()),
             (keys::FEATURE_FLUSH_CACHE, 1),
         ];
         if geometry.physical_bytes != geometry.logical.bytes() {
