@@ -498,3 +498,32 @@ fn a_frontend_that_does_not_wait_is_not_told() {
     lab.turn();
     assert_eq!(sends(&lab) - before, 2);
 }
+
+/// The README's table of operations, held against what the engine does.
+#[test]
+fn the_readme_says_what_is_supported() {
+    let readme = include_str!("../../../README.md");
+    let (_, table) = readme.split_once("| Operation | |\n|---|---|\n").unwrap();
+    let rows: Vec<(&str, bool)> = table
+        .lines()
+        .map_while(|line| line.strip_prefix("| ")?.strip_suffix(" |")?.split_once(" | "))
+        .map(|(name, answer)| (name, answer == "yes"))
+        .collect();
+    assert_eq!(rows.len(), 6);
+    for (name, offered) in rows {
+        let mut lab = Lab::new();
+        let (_, gref) = lab.page(GrantAccess::ReadWrite);
+        let one = [segment(gref, 0, 7)];
+        let op = match name {
+            "read" => read(0, &one),
+            "write" => write(0, &one),
+            "flush" => Operation::Flush(transfer(0, &[])),
+            "indirect" => indirect(&lab, IndirectOp::Read, 0, &one),
+            "barrier" => Operation::Barrier(transfer(0, &one)),
+            "discard" => Operation::Discard { sector: Sector(0), nr_sectors: 8, secure: false },
+            _ => panic!("no operation is called {name}"),
+        };
+        let expected = if offered { Status::OKAY } else { Status::EOPNOTSUPP };
+        assert_eq!(lab.serve(op).0, expected, "{name}");
+    }
+}
