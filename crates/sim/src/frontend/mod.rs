@@ -81,10 +81,9 @@ impl Default for FrontendConfig {
 }
 
 impl FrontendConfig {
-    /// Any frontend that there may be.
+    /// Any frontend of this ABI that there may be.
     #[must_use]
-    pub fn random(rng: &mut Rng) -> Self {
-        let abi = if rng.one_in(2) { Abi::X86_64 } else { Abi::X86_32 };
+    pub fn random(abi: Abi, rng: &mut Rng) -> Self {
         let native = abi == Abi::NATIVE && rng.one_in(2);
         let at_once = rng.one_in(4);
         Self {
@@ -420,7 +419,7 @@ impl Frontend {
         }
         let chosen = self.rng.index(self.queues.len());
         let room = u64::from(self.queues[chosen].free());
-        let most = if self.rng.one_in(3) { 1 } else { room };
+        let most = if self.rng.one_in(3) { room.min(1) } else { room };
         let mut made = 0;
         while made < most.min(self.wanted) {
             let plan = Plan::random(&disk, &mut self.rng);

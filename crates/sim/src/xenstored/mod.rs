@@ -145,6 +145,13 @@ impl Xenstored {
         self.tree.nr_owned(domid)
     }
 
+    /// The paths of the nodes that a domain owns.
+    #[must_use]
+    pub fn nodes_of(&self, domid: DomId) -> Vec<String> {
+        let owned = self.tree.paths().filter(|(_, node)| node.perms.owner == domid);
+        owned.map(|(path, _)| path.to_owned()).collect()
+    }
+
     /// How many watches a domain has.
     #[must_use]
     pub fn nr_watches(&self, domid: DomId) -> usize {
