@@ -18,7 +18,7 @@ use crate::inbox::Tag;
 use crate::inquiry::{FRONTEND, FRONTEND_ID, Inquiry, Node, STATE, Subject};
 use crate::platform::Platform;
 use crate::text::Printable;
-use crate::vbd::{Device, Identity, Timer, VbdKey};
+use crate::vbd::{BACKEND_DIR, Device, Identity, Timer, Vbd, VbdKey};
 
 /// How long state 6 stands before our directory goes: libxl fails a detach that does not see it.
 const LINGER: Duration = Duration::from_millis(200);
@@ -366,7 +366,8 @@ impl<P: Platform> Domain<P> {
             self.submit(platform, Request::Unwatch { path: &path, token: &token }, tag);
         }
         if vbd.has_error {
-            self.submit(platform, Request::Remove(&vbd.error_dir()), tag);
+            let stale = self.error_root(&vbd);
+            self.submit(platform, Request::Remove(&stale), tag);
         }
         if !matches!(vbd.identity, Identity::Unknown) {
             platform.log(format_args!("{vbd}: detached"));
@@ -397,6 +398,18 @@ impl<P: Platform> Domain<P> {
         let (node, tag) = (format!("{}/error", vbd.error_dir()), Tag::Written(vbd.id));
         let value = format!("{errno} {text}");
         self.submit(platform, Request::Write(&node, value.as_bytes()), tag);
+    }
+
+    /// What to remove with a vbd's error: also the directories above it that hold no other.
+    fn error_root(&self, gone: &Vbd<P::Mapping>) -> String {
+        let others = || self.vbds.values().filter(|vbd| vbd.has_error).map(|vbd| vbd.id.key);
+        if others().next().is_none() {
+            "error/backend".into()
+        } else if others().all(|key| key.frontend != gone.id.key.frontend) {
+            format!("error/{BACKEND_DIR}/{}", gone.id.key.frontend)
+        } else {
+            gone.error_dir()
+        }
     }
 
     /// Says in `data/usage` what is in use, when that has changed and nothing is on its way back.

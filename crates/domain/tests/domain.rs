@@ -1,0 +1,329 @@
+//! The driver domain under a simulated hypervisor: what the toolstack, the console and xenstore see
+//! of it.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+use std::time::Duration;
+
+use domain::{Domain, Next};
+use sim::toolstack::{self, Detach, Device, DiskSpec, DomainKind, ToolstackError};
+use sim::{Lab, Machine, SimPlatform};
+use xen_abi::{DomId, Gfn, XenbusState};
+
+const DOM0: DomId = DomId(0);
+
+fn error_node(device: &Device) -> String {
+    format!(
+        "/local/domain/{}/error/backend/vbd/{}/{}/error",
+        device.backend, device.frontend, device.devid
+    )
+}
+
+fn usage(lab: &Lab) -> String {
+    let path = format!("/local/domain/{}/data/usage", lab.domid());
+    let usage = lab.machine().xs(DOM0).read(&path).unwrap();
+    // The heap's peak is the platform's business.
+    usage.split_once(" heap_peak_bytes=").unwrap().0.to_string()
+}
+
+/// Console lines since the first `seen` of them.
+fn lines(lab: &Lab, seen: usize) -> Vec<String> {
+    lab.machine().console().split_off(seen)
+}
+
+#[test]
+fn a_vbds_life_is_a_few_lines() {
+    let mut lab = Lab::new(1).memory_pages(1000).start();
+    let seen = lab.machine().console().len();
+    let guest = lab.create_guest();
+    let disk = lab.attach(guest, "xvda", "ram,size=1M");
+    lab.connect(disk);
+    lab.detach(disk);
+    let vbd = format!("vbd {guest}/51712");
+    assert_eq!(
+        lines(&lab, seen),
+        [
+            format!(
+                "{vbd}: attached ram,size=1M, 2048 sectors, read-write; its contents end with the vbd"
+            ),
+            format!("{vbd}: connected, ring of 32 requests"),
+            format!(
+                "{vbd}: closed after 0 reads (0 sectors), 0 writes (0 sectors), 0 flushes, 0 errors"
+            ),
+            format!("{vbd}: detached"),
+        ]
+    );
+}
+
+#[test]
+fn what_is_in_use_is_told_and_comes_back() {
+    let mut lab = Lab::new(2).memory_pages(1000).start();
+    // 16 frames are the engine's, 3 the pool's own.
+    assert_eq!(usage(&lab), "free_pages=981 total_pages=981 handles=0 vbds=0");
+    let guest = lab.create_guest();
+    let disk = lab.attach(guest, "xvda", "ram,size=1M");
+    lab.connect(disk);
+    lab.settle();
+    assert_eq!(usage(&lab), "free_pages=981 total_pages=981 handles=1 vbds=1");
+    lab.random_io(disk, 500);
+    lab.detach(disk);
+    lab.settle();
+    assert_eq!(usage(&lab), "free_pages=981 total_pages=981 handles=0 vbds=0");
+    lab.assert_clean();
+}
+
+#[test]
+fn a_target_that_cannot_be_served_says_why_and_leaves_nothing_behind() {
+    let usable = 981 - 61;
+    for (target, errno, reason) in [
+        ("", 22, "``: the target is empty, expected ram,size=...".into()),
+        ("floppy,size=1M", 22, "`floppy`: no such disk, expected ram".into()),
+        ("ram", 22, "`ram`: needs size=".into()),
+        ("ram,size=0", 22, "`size=0`: a size of 0".into()),
+        (
+            "ram,size=big",
+            22,
+            "`size=big`: not a size, expected a number of bytes or one with K, M, G or T".into(),
+        ),
+        ("ram,size=1M,rw", 22, "`rw`: unknown option, expected size=".into()),
+        (
+            "ram,size=4M",
+            12,
+            format!("the full disk takes 1025 pages, all disks together can have {usable}"),
+        ),
+    ] {
+        let mut lab = Lab::new(3).memory_pages(1000).start();
+        let guest = lab.create_guest();
+        let seen = lab.machine().console().len();
+        let error = lab.try_attach(guest, &DiskSpec::new("xvda", target)).unwrap_err();
+        let closed = Some(XenbusState::Closed);
+        assert_eq!(
+            error,
+            ToolstackError::TimedOut { wanted: XenbusState::InitWait, found: closed },
+            "{target}"
+        );
+        let disk = lab.device(guest, "xvda");
+        let text = format!("cannot serve target={target}: {reason}");
+        assert_eq!(lines(&lab, seen), [format!("vbd {guest}/51712: {text}")]);
+        let node = error_node(&disk);
+        assert_eq!(lab.machine().xs(DOM0).read(&node).unwrap(), format!("{errno} {text}"));
+
+        lab.try_detach(disk, Detach::Polite).unwrap();
+        lab.settle();
+        assert!(!lab.machine().xs(DOM0).exists(&node), "{target}");
+        let disk = lab.attach(guest, "xvda", "ram,size=1M");
+        lab.connect(disk);
+        lab.random_io(disk, 20);
+        lab.detach(disk);
+        lab.assert_clean();
+    }
+}
+
+#[test]
+fn an_error_goes_with_its_vbd_and_leaves_those_of_others() {
+    let mut lab = Lab::new(11).start();
+    let guests = [lab.create_guest(), lab.create_guest()];
+    let disks = [(0, "xvda"), (0, "xvdb"), (1, "xvda")].map(|(n, vdev)| {
+        lab.try_attach(guests[n], &DiskSpec::new(vdev, "floppy")).unwrap_err();
+        lab.device(guests[n], vdev)
+    });
+    let there = |lab: &Lab| disks.map(|disk| lab.machine().xs(DOM0).exists(&error_node(&disk)));
+    assert_eq!(there(&lab), [true, true, true]);
+    for (n, expected) in
+        [[false, true, true], [false, false, true], [false; 3]].into_iter().enumerate()
+    {
+        lab.try_detach(disks[n], Detach::Polite).unwrap();
+        lab.settle();
+        assert_eq!(there(&lab), expected);
+    }
+    lab.assert_clean();
+}
+
+/// Writes a frontend's keys as a guest that is no real one.
+fn pretend(lab: &mut Lab, disk: &Device, keys: &[(&str, &str)]) {
+    let xs = lab.machine().xs(disk.frontend);
+    for (key, value) in keys {
+        xs.write(&format!("{}/{key}", disk.frontend_path()), value).unwrap();
+    }
+    lab.run_for(Duration::from_secs(1));
+}
+
+#[test]
+fn a_frontend_whose_keys_are_no_good_is_closed_and_may_try_again() {
+    for (keys, reason) in [
+        (&[][..], "the frontend has no ring-ref"),
+        (&[("ring-ref", "8")][..], "the frontend has no event-channel"),
+        (&[("ring-ref", "")][..], "the frontend's ring-ref is no number"),
+        (&[("ring-ref", "-8")][..], "the frontend's ring-ref is no number"),
+        (&[("ring-ref", "4294967296")][..], "the frontend's ring-ref is no number"),
+        (
+            &[("ring-ref", "8"), ("event-channel", "x")][..],
+            "the frontend's event-channel is no number",
+        ),
+        (&[("protocol", "vax-abi")][..], "the frontend's protocol is not x86_64-abi"),
+        (
+            &[("ring-ref", "4000000000"), ("event-channel", "1")][..],
+            "cannot map grant 4000000000: no such grant",
+        ),
+    ] {
+        let mut lab = Lab::new(4).start();
+        let guest = lab.create_guest();
+        let disk = lab.attach(guest, "xvda", "ram,size=1M");
+        pretend(&mut lab, &disk, &[keys, &[("state", "3")]].concat());
+        assert_eq!(disk.backend_state(lab.machine()), Some(XenbusState::Closed), "{reason}");
+        let expected = format!("22 cannot connect: {reason}");
+        assert_eq!(lab.machine().xs(DOM0).read(&error_node(&disk)).unwrap(), expected);
+        let xs = lab.machine().xs(guest);
+        for (key, _) in keys {
+            xs.rm(&format!("{}/{key}", disk.frontend_path())).unwrap();
+        }
+        pretend(&mut lab, &disk, &[("state", "6")]);
+        pretend(&mut lab, &disk, &[("state", "1")]);
+        assert_eq!(disk.backend_state(lab.machine()), Some(XenbusState::InitWait), "{reason}");
+        lab.connect(disk);
+        lab.random_io(disk, 20);
+        lab.detach(disk);
+        lab.assert_clean();
+    }
+}
+
+#[test]
+fn a_frontend_that_floods_its_state_costs_looks_not_memory() {
+    let mut lab = Lab::new(5).start();
+    let (flooding, calm) = (lab.create_guest(), lab.create_guest());
+    let flooded = lab.attach(flooding, "xvda", "ram,size=1M");
+    let disk = lab.attach(calm, "xvda", "ram,size=1M");
+    lab.connect(disk);
+    let xs = lab.machine().xs(flooding);
+    let state = format!("{}/state", flooded.frontend_path());
+    for round in 0..200 {
+        for state_value in ["5", "6", "1", "0", "nonsense", ""] {
+            xs.write(&state, state_value).unwrap();
+        }
+        if round % 10 == 0 {
+            lab.random_io(disk, 5);
+        }
+    }
+    xs.write(&state, "1").unwrap();
+    lab.run_for(Duration::from_secs(1));
+    assert_eq!(flooded.backend_state(lab.machine()), Some(XenbusState::InitWait));
+    lab.connect(flooded);
+    lab.random_io(flooded, 20);
+    lab.detach(flooded);
+    lab.detach(disk);
+    lab.assert_clean();
+}
+
+#[test]
+fn devices_that_stand_there_at_the_start_are_served_half_written_ones_when_they_are_whole() {
+    let machine = Machine::new(6);
+    let us = toolstack::create_domain(&machine, DomainKind::DriverDomain);
+    let guests: Vec<DomId> =
+        (0..3).map(|_| toolstack::create_domain(&machine, DomainKind::Guest)).collect();
+    let device = |guest| Device { backend: us, frontend: guest, devid: 51712 };
+    let spec = DiskSpec::new("xvda", "ram,size=64K");
+    device(guests[0]).add(&machine, &spec).unwrap();
+    device(guests[1]).add(&machine, &spec).unwrap();
+    // All but what it is to serve.
+    device(guests[2]).add(&machine, &spec).unwrap();
+    let params = format!("{}/params", device(guests[2]).backend_path());
+    machine.xs(DOM0).rm(&params).unwrap();
+
+    let runs = [(Gfn(16), 500)];
+    let mut platform = SimPlatform::new(&machine, us, &runs);
+    let resources = platform.resources(&runs, b"");
+    let mut domain = Domain::new(resources, &mut platform).unwrap();
+    let mut run = || {
+        for _ in 0..1000 {
+            while domain.step(&mut platform) == Next::Now {}
+            machine.step_xenstored();
+        }
+    };
+    run();
+    let states: Vec<_> = guests.iter().map(|&g| device(g).backend_state(&machine)).collect();
+    let (ready, untouched) = (Some(XenbusState::InitWait), Some(XenbusState::Initialising));
+    assert_eq!(states, [ready, ready, untouched]);
+
+    machine.xs(DOM0).write(&params, "ram,size=64K").unwrap();
+    run();
+    assert_eq!(device(guests[2]).backend_state(&machine), ready);
+}
+
+#[test]
+fn a_directory_of_another_domain_is_refused() {
+    let mut lab = Lab::new(7).start();
+    let guest = lab.create_guest();
+    let disk = lab.device(guest, "xvda");
+    disk.add(lab.machine(), &DiskSpec::new("xvda", "ram,size=1M")).unwrap();
+    let id = format!("{}/frontend-id", disk.backend_path());
+    lab.machine().xs(DOM0).write(&id, "77").unwrap();
+    lab.settle();
+    assert_eq!(disk.backend_state(lab.machine()), Some(XenbusState::Closed));
+    let error = lab.machine().xs(DOM0).read(&error_node(&disk)).unwrap();
+    assert_eq!(
+        error,
+        "22 cannot serve target=ram,size=1M: frontend-id is 77, but frontend is another domain's"
+    );
+}
+
+#[test]
+fn what_the_toolstack_reads_before_2_is_all_that_is_offered() {
+    let mut lab = Lab::new(8).start();
+    let guest = lab.create_guest();
+    let disk = lab.attach(guest, "xvda", "ram,size=1M");
+    let xs = lab.machine().xs(guest);
+    let offered: Vec<String> = [
+        "sectors",
+        "sector-size",
+        "physical-sector-size",
+        "info",
+        "feature-flush-cache",
+        "feature-max-indirect-segments",
+    ]
+    .iter()
+    .map(|key| xs.read(&format!("{}/{key}", disk.backend_path())).unwrap())
+    .collect();
+    assert_eq!(offered, ["2048", "512", "4096", "0", "1", "256"]);
+    let spec = DiskSpec::new("xvdb", "ram,size=1M").read_only();
+    let disk = lab.try_attach(guest, &spec).unwrap();
+    let info = format!("{}/info", disk.backend_path());
+    assert_eq!(lab.machine().xs(guest).read(&info).unwrap(), "4");
+}
+
+#[test]
+fn words_of_the_command_line_are_obeyed_or_named() {
+    let mut lab = Lab::new(9).cmdline("indirect=0 settle-ms=7000 frobnicate").start();
+    let said = lab.machine().console();
+    assert!(
+        said.contains(
+            &"command line: `frobnicate`: unknown option, expected settle-ms= or indirect=".into()
+        ),
+        "{said:?}"
+    );
+    let guest = lab.create_guest();
+    let disk = lab.attach(guest, "xvda", "ram,size=1M");
+    let key = format!("{}/feature-max-indirect-segments", disk.backend_path());
+    assert!(!lab.machine().xs(guest).exists(&key));
+    let before = lab.machine().now();
+    lab.connect(disk);
+    assert!(lab.machine().now() >= before.after(Duration::from_secs(6)));
+}
+
+#[test]
+fn a_shutdown_lets_go_of_everything() {
+    let mut lab = Lab::new(10).start();
+    let guest = lab.create_guest();
+    let disks = ["xvda", "xvdb"].map(|vdev| lab.attach(guest, vdev, "ram,size=1M"));
+    for disk in disks {
+        lab.connect(disk);
+        lab.random_io(disk, 50);
+    }
+    let us = lab.domid();
+    assert_eq!(lab.machine().grants().nr_handles(us), 2);
+    assert_eq!(lab.shutdown(), domain::ShutdownReason::PowerOff);
+    assert_eq!(lab.machine().grants().nr_handles(us), 0);
+    // xenstore's alone.
+    assert_eq!(lab.machine().events().nr_ports(us), 1);
+    let word = lab.machine().xs(DOM0).read(&format!("/local/domain/{us}/control/shutdown"));
+    assert_eq!(word.unwrap(), "");
+}
