@@ -18,13 +18,14 @@ use std::fmt::Write as _;
 use std::task::Poll;
 use std::time::Duration;
 
+use blkif::Abi;
 use domain::{Domain, Next, ShutdownReason};
 use xen_abi::{DomId, Gfn, Instant};
 
 use crate::toolstack::{
     self, Detach, Device, DiskSpec, DomainKind, Operation, ToolstackError, vdev_number,
 };
-use crate::{Expect, Frontend, FrontendConfig, Machine, Model, Rng, SimPlatform};
+use crate::{Expect, Frontend, FrontendConfig, Hostile, Machine, Model, Rng, SimPlatform};
 
 /// A host to be started.
 #[derive(Clone, Debug)]
@@ -58,6 +59,7 @@ pub struct Lab {
     domain: Option<Domain<SimPlatform>>,
     next: Next,
     frontends: BTreeMap<Device, Frontend>,
+    hostiles: BTreeMap<Device, Hostile>,
     operations: Vec<Running>,
     rng: Rng,
     nodes_at_start: Vec<String>,
@@ -98,6 +100,7 @@ impl LabBuilder {
             domain: Some(domain),
             next: Next::Now,
             frontends: BTreeMap::new(),
+            hostiles: BTreeMap::new(),
             operations: Vec::new(),
             rng,
             nodes_at_start: Vec::new(),
@@ -209,6 +212,24 @@ impl Lab {
         self.frontend(disk)
     }
 
+    /// Lets a hostile frontend loose on a disk. It attacks until its guest is destroyed or
+    /// [`Lab::calm`] ends it.
+    pub fn attack(&mut self, disk: Device, abi: Abi) {
+        let hostile = Hostile::new(&self.machine, disk, abi);
+        self.hostiles.insert(disk, hostile);
+    }
+
+    /// Ends an attack. Returns how many slots were filled.
+    ///
+    /// # Panics
+    /// Where the driver domain changed a page that it may not.
+    pub fn calm(&mut self, disk: Device) -> u64 {
+        let hostile = self.hostiles.remove(&disk);
+        let hostile = hostile.unwrap_or_else(|| panic!("no hostile frontend of {disk:?}"));
+        hostile.assert_unharmed();
+        hostile.nr_slots()
+    }
+
     /// A disk's frontend.
     ///
     /// # Panics
@@ -286,6 +307,10 @@ impl Lab {
     /// Where the toolstack is not content, or the guest stays as a zombie.
     pub fn destroy(&mut self, guest: DomId) {
         self.frontends.retain(|device, _| device.frontend != guest);
+        let hostile = self.hostiles.keys().filter(|device| device.frontend == guest);
+        for device in hostile.copied().collect::<Vec<_>>() {
+            self.calm(device);
+        }
         let path = format!("/libxl/{guest}/device/vbd");
         let devids = self.machine.xs(DomId(0)).directory(&path).unwrap_or_default();
         let ids: Vec<OperationId> = devids
@@ -379,10 +404,12 @@ impl Lab {
             Domain,
             Xenstored,
             Frontend(Device),
+            Hostile(Device),
             Operation(usize),
         }
         let mut actors = vec![Actor::Domain, Actor::Xenstored];
         actors.extend(self.frontends.keys().map(|&device| Actor::Frontend(device)));
+        actors.extend(self.hostiles.keys().map(|&device| Actor::Hostile(device)));
         let running = (0..self.operations.len()).filter(|&n| self.operations[n].result.is_none());
         actors.extend(running.map(Actor::Operation));
         let pause_ns = if self.rng.one_in(16) { 2_000_000 } else { 20_000 };
@@ -398,6 +425,10 @@ impl Lab {
                 Actor::Domain => self.step_domain(),
                 Actor::Xenstored => self.machine.step_xenstored(),
                 Actor::Frontend(device) => self.frontend(device).step(),
+                Actor::Hostile(device) => {
+                    self.hostiles.get_mut(&device).expect("an actor").step();
+                    true
+                }
                 Actor::Operation(n) => self.step_operation(n),
             };
         }
