@@ -13,6 +13,9 @@ use crate::hypercall::Hypercalls;
 use crate::region::Region;
 use crate::time::Clock;
 
+/// Begins each line, so that it is told from others' in `xl dmesg` and in logs.
+const PREFIX: &str = "granary: ";
+
 /// Xen's debug port: a line appears in `xl dmesg`.
 const DEBUG_PORT: u16 = 0xe9;
 
@@ -29,7 +32,7 @@ struct PvConsole {
 
 impl PvConsole {
     fn line(&mut self, line: fmt::Arguments<'_>) {
-        self.ring.line(line);
+        self.ring.line(format_args!("{PREFIX}{line}"));
         self.notify();
     }
 
@@ -84,13 +87,13 @@ pub(crate) fn flush(clock: Clock, limit: Duration) {
 fn raw_line(line: fmt::Arguments<'_>) {
     // Neither writer fails.
     let _ = if Hypercalls::get().is_some() {
-        writeln!(DebugPort(PortWriteOnly::new(DEBUG_PORT)), "{line}")
+        writeln!(DebugPort(PortWriteOnly::new(DEBUG_PORT)), "{PREFIX}{line}")
     } else {
         // SAFETY: without Xen the machine is a PC, or has nothing at this port, which then reads
         // as ready.
         let mut serial = unsafe { SerialPort::new(SERIAL_PORT) };
         serial.init();
-        write!(serial, "{line}\r\n")
+        write!(serial, "{PREFIX}{line}\r\n")
     };
 }
 

@@ -22,7 +22,7 @@ fn panic(info: &PanicInfo<'_>) -> ! {
 
 /// Ends the domain, which cannot start for the reason given.
 pub(crate) fn refuse(reason: fmt::Arguments<'_>) -> ! {
-    console::line_everywhere(format_args!("granary cannot start: {reason}"));
+    console::line_everywhere(format_args!("cannot start: {reason}"));
     crash()
 }
 

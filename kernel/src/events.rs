@@ -111,13 +111,12 @@ impl Events {
 
     /// Waits until there is an event to take, or until `deadline`. May return early.
     pub(crate) fn wait(&self, deadline: Option<Instant>) {
-        if !self.any_pending() {
-            self.sleep(deadline);
-        }
+        self.wait_after(deadline, || {});
     }
 
-    /// [`Self::wait`] without the look before it.
-    pub(crate) fn sleep(&self, deadline: Option<Instant>) {
+    /// As [`Self::wait`], but does something between the last look at the pending bits and the
+    /// hypercall: the self test sends an event there.
+    pub(crate) fn wait_after(&self, deadline: Option<Instant>, after_last_look: impl FnOnce()) {
         let listed = self.ports.listed();
         // 0 means never, so that "at once" is 1.
         let timeout_ns = deadline.map_or(0, |deadline| deadline.as_ns().max(1));
@@ -128,12 +127,16 @@ impl Events {
         if listed.len() < PortSet::MAX_LISTED || self.ports.overflow().iter().all(|&w| w == 0) {
             // An error would be a port that is not ours, which the set has none of. The loop
             // would spin then, and still serve.
-            let _ = self.hypercalls.poll(&POLL);
+            if !self.any_pending() {
+                after_last_look();
+                let _ = self.hypercalls.poll(&POLL);
+            }
             return;
         }
         self.clear_upcall();
         self.set_overflow_masks(Mask::Open);
         if !self.any_pending() {
+            after_last_look();
             // SAFETY: interrupts are off, as always outside this call. The vCPU's only interrupt
             // is the upcall, whose handler touches no register and writes an atomic alone.
             let _ = unsafe { self.hypercalls.poll_with_interrupts(&POLL) };

@@ -11,6 +11,9 @@ use crate::heap;
 
 const PAGE_BYTES: u64 = PAGE_SIZE as u64;
 
+/// Left alone at the bottom of memory, where a PC keeps tables and a null pointer leads.
+const LOW_BYTES: u64 = 64 << 10;
+
 /// The heap's share of memory, and what it is at least and at most, in frames.
 const HEAP_SHARE: u64 = 16;
 const MIN_HEAP_FRAMES: u64 = (128 << 10) >> PAGE_SHIFT;
@@ -51,7 +54,8 @@ pub(crate) enum MemoryError {
 }
 
 unsafe extern "C" {
-    /// The linker's: the image's end.
+    // The linker's symbols around the image.
+    static image_start: u8;
     static image_end: u8;
 }
 
@@ -69,8 +73,9 @@ pub(crate) unsafe fn divide(
     let map = start_info.memory_map();
     let mut free = FreeFrames::new(map, mapped_end)?;
     let ram_bytes = free.nr_frames() << PAGE_SHIFT;
-    // The first 64 KiB, which are before the image, as well.
-    free.reserve(0, (&raw const image_end).addr() as u64)?;
+    free.reserve(0, LOW_BYTES)?;
+    let image = (&raw const image_start).addr() as u64..(&raw const image_end).addr() as u64;
+    free.reserve(image.start, image.end - image.start)?;
     for module in start_info.modules() {
         free.reserve(module.paddr, module.size_bytes)?;
     }
@@ -117,11 +122,6 @@ pub(crate) unsafe fn divide(
 }
 
 impl Memory {
-    /// How many frames the page pool gets.
-    pub(crate) fn nr_free_frames(&self) -> u64 {
-        self.free_frames.iter().map(|&(_, nr)| nr).sum()
-    }
-
     /// A handle to the pool's and the modules' frames.
     pub(crate) fn frames(&self) -> Frames {
         // SAFETY: RAM that `divide` gave to nothing else and that lies below `mapped_end`.

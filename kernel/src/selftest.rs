@@ -24,9 +24,10 @@ pub(crate) fn asked_for(command_line: &[u8], word: &[u8]) -> bool {
     command_line.split(u8::is_ascii_whitespace).any(|found| found == word)
 }
 
-/// Binds 129 ports to ourselves, and has each one end a sleep: an event that is sent after the
-/// last look at the pending bits must be found by the hypercall. The ports stay bound, so that
-/// every port that the domain binds from now on is one that overflows.
+/// Binds 129 ports to ourselves, and has each one end a wait: an event that is sent after the last
+/// look at the pending bits must be found by the hypercall. The ports stay bound, so that every
+/// port that the domain binds from now on, xenstore's first, is one that the hypercall has no room
+/// for.
 pub(crate) fn ports(
     hypercalls: Hypercalls,
     clock: Clock,
@@ -44,17 +45,16 @@ pub(crate) fn ports(
     while events.take().is_some() {}
 
     for (sender, bound) in pairs {
-        hypercalls.send(sender)?;
-        let start = clock.now();
-        events.sleep(Some(start.after(LIMIT)));
-        let slept = clock.now();
-        assert!(slept < start.after(LIMIT), "selftest ports: port {bound} did not end a sleep");
+        let deadline = clock.now().after(LIMIT);
+        let mut sent = Ok(());
+        events.wait_after(Some(deadline), || sent = hypercalls.send(sender));
+        sent?;
+        assert!(clock.now() < deadline, "selftest ports: port {bound} did not end the wait");
         let taken = (events.take(), events.take());
         assert!(taken == (Some(bound), None), "selftest ports: {bound} gave {taken:?}");
     }
-    // No event: the sleep lasts.
-    let start = clock.now();
-    let end = start.after(Duration::from_millis(20));
+    // Without an event the wait lasts.
+    let end = clock.now().after(Duration::from_millis(20));
     while clock.now() < end {
         events.wait(Some(end));
         assert!(events.take().is_none(), "selftest ports: an event from nowhere");

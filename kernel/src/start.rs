@@ -3,7 +3,7 @@
 use core::ptr;
 use core::time::Duration;
 
-use domain::{HypercallError, Next, Platform, ShutdownReason};
+use domain::{Domain, HypercallError, Next, Resources, ShutdownReason};
 use spin::Once;
 use xen_abi::{EvtchnPort, Gfn, PAGE_SHIFT};
 use xen_pvh_boot::{Boot, StartInfo};
@@ -33,7 +33,7 @@ static START_INFO: Once<StartInfo> = Once::new();
 fn main(boot: Boot) -> ! {
     traps::init();
     let Some(hypervisor) = Hypervisor::detect() else {
-        console::line(format_args!("granary: there is no Xen here, and nothing to do without it"));
+        console::line(format_args!("there is no Xen here, and nothing to do without it"));
         end::halt()
     };
     let hypercalls = Hypercalls::set_up(hypervisor);
@@ -119,14 +119,6 @@ fn run(
     start_info: &'static StartInfo,
     special: &SpecialPages,
 ) -> ! {
-    console::line(format_args!(
-        "granary {} on Xen {}: {} KiB of memory, {} pages for disks, heap of {} KiB",
-        env!("CARGO_PKG_VERSION"),
-        hypervisor.version,
-        memory.ram_bytes >> 10,
-        memory.nr_free_frames(),
-        memory.heap_bytes >> 10,
-    ));
     let command_line = start_info.command_line();
     if selftest::asked_for(command_line, selftest::PORTS)
         && let Err(error) = selftest::ports(xen.hypercalls, xen.clock, &mut xen.events)
@@ -137,9 +129,31 @@ fn run(
         end::refuse(format_args!("xenstore's port is {}", special.xenstore_port));
     }
 
+    // SAFETY: the toolstack's page, which `divide` left out of memory; taken here alone.
+    let xenstore = unsafe { Region::new(special.xenstore, 1) };
+    let Some(xenstore) = xenstore else {
+        end::refuse(format_args!("xenstore's page is at {}", special.xenstore))
+    };
+    let resources = Resources {
+        memory: memory.frames(),
+        free_frames: memory.free_frames,
+        xenstore,
+        xenstore_port: special.xenstore_port,
+        command_line,
+    };
+    let mut domain = match Domain::new(resources, &mut xen) {
+        Ok(domain) => domain,
+        Err(error) => end::refuse(format_args!("{error}")),
+    };
+    console::line(format_args!(
+        "{} on Xen {} is ready: {} KiB of memory, heap of {} KiB",
+        env!("CARGO_PKG_VERSION"),
+        hypervisor.version,
+        memory.ram_bytes >> 10,
+        memory.heap_bytes >> 10,
+    ));
     let reason = loop {
-        while xen.take_event().is_some() {}
-        match Next::Idle {
+        match domain.step(&mut xen) {
             Next::Now => {}
             Next::At(deadline) => xen.events.wait(Some(deadline)),
             Next::Idle => xen.events.wait(None),
