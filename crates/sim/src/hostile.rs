@@ -341,7 +341,8 @@ impl Hostile {
                 page.set_hook(move |page, access| mutate(page, access, &mut rng.borrow_mut()));
             }
         }
-        let nr_segments = u16::try_from(self.rng.between(1, 4096)).expect("small");
+        let most = if self.rng.one_in(4) { 4096 } else { 256 };
+        let nr_segments = u16::try_from(self.rng.between(1, most)).expect("small");
         let op = if self.rng.one_in(2) { IndirectOp::Read } else { IndirectOp::Write };
         let sector = self.sector();
         let indirect = Indirect::new(op, sector, nr_segments, grefs, MaxIndirectSegments::MAX);

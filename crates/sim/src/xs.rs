@@ -3,7 +3,7 @@
 use xen_abi::DomId;
 
 use crate::xenstored::{Caller, Errno, Perms, Xenstored};
-use crate::{Machine, Rng};
+use crate::Machine;
 
 /// xenstore with the rights of one domain, and within one transaction where there is one.
 #[derive(Clone, Debug)]
@@ -143,13 +143,6 @@ impl Xs {
                     return Err(errno);
                 }
             }
-        }
-    }
-
-    /// Writes `count` random states into a `state` node, as a hostile frontend floods a watch.
-    pub fn flood_state(&self, state_path: &str, count: usize, rng: &mut Rng) {
-        for _ in 0..count {
-            let _ = self.write(state_path, rng.below(10).to_string());
         }
     }
 }

@@ -114,6 +114,27 @@ fn requests_that_are_made_to_fail_fail_and_leave_the_disk_as_it_was() {
 }
 
 #[test]
+fn writes_that_find_no_memory_fail_and_leave_the_disk_as_it_was() {
+    for seed in seeds(10) {
+        let mut lab = Lab::new(seed).memory_pages(700).start();
+        let guest = lab.create_guest();
+        let disks = ["xvda", "xvdb"].map(|vdev| lab.attach(guest, vdev, "ram,size=2M"));
+        for disk in disks {
+            lab.connect(disk);
+            lab.frontend(disk).expect(Expect::Failures);
+            lab.frontend(disk).want(500);
+        }
+        lab.run_until("all answers", |lab| disks.iter().all(|&disk| lab.is_drained(disk)));
+        let answers = disks.map(|disk| lab.frontend(disk).answers());
+        assert!(answers.iter().map(|a| a.failed).sum::<u64>() > 10, "{answers:?}");
+        for disk in disks {
+            lab.detach(disk);
+        }
+        lab.assert_clean();
+    }
+}
+
+#[test]
 fn transactions_that_conflict_are_tried_again() {
     let mut lab = Lab::new(5).start();
     lab.machine().xenstored().commit_faults.fail_one_in(3, Errno::Eagain);

@@ -31,7 +31,7 @@ pub enum Opening {
     AtOnce,
 }
 
-/// Who closes the ring's requests.
+/// Who makes a frontend's requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Load {
     /// The frontend makes random requests while it is asked to, and checks every answer.
