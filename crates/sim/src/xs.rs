@@ -2,8 +2,8 @@
 
 use xen_abi::DomId;
 
-use crate::xenstored::{Caller, Errno, Perms, Xenstored};
 use crate::Machine;
+use crate::xenstored::{Caller, Errno, Perms, Xenstored};
 
 /// xenstore with the rights of one domain, and within one transaction where there is one.
 #[derive(Clone, Debug)]
