@@ -23,7 +23,7 @@ def main() -> int:
     report = Report()
     if not GRANARY_IMAGE.exists():
         report.say(f"{GRANARY_IMAGE.relative_to(roots.REPOSITORY)} does not exist; scripts/build makes it")
-    machine = qemu.Machine(options.memory, options.cpus, options.tcg)
+    machine = qemu.Machine(options.memory, options.clock)
     boot = roots.boot_files(roots.SUITES[options.suite], report.say)
     job = Job([scenario.name for scenario in chosen], machine, options.shell)
     if fault := boot_and_run(job, boot, report):
@@ -43,8 +43,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--shell", action="store_true", help="leave a shell on dom0's console at the end (ends with Ctrl-A x)")
     parser.add_argument("--suite", choices=sorted(roots.SUITES), default="bookworm", help="the Debian release that Xen and dom0 come from")
     parser.add_argument("--memory", type=int, default=qemu.Machine.memory_mib, metavar="MIB", help="the emulated machine's memory (default: %(default)s)")
-    parser.add_argument("--cpus", type=int, default=qemu.Machine.cpus, help="its processors (default: %(default)s)")
-    parser.add_argument("--tcg", choices=["multi", "single"], default=qemu.Machine.tcg_threads, help="one emulator thread a processor, or one for all (default: %(default)s)")
+    parser.add_argument("--clock", choices=sorted(qemu.CLOCKS), default=qemu.Machine.clock, help="what its clock counts (default: %(default)s)")
     return parser.parse_args()
 
 

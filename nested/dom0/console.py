@@ -3,12 +3,14 @@
 import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from . import names
-from .xen import Stuck, xenstore
+from .xen import Mismatch, Stuck, xenstore
 
 POLL_SECONDS = 0.02
+ALIVE_SECONDS = 3
 
 
 class Console:
@@ -19,6 +21,8 @@ class Console:
         self._offset = self.path.stat().st_size if self.path.exists() else 0
         self._tail = b""
         self.lines: list[str] = []
+        self.alive: Callable[[], bool] = lambda: True
+        """Tells a domain that is silent from one that has ended."""
 
     def poll(self) -> None:
         """Takes in the complete lines that arrived since the last call."""
@@ -35,12 +39,17 @@ class Console:
         """The first line from number `since` on that matches. `limit` is a hang guard in seconds."""
         compiled = re.compile(pattern)
         deadline = time.monotonic() + limit
+        check_alive = time.monotonic() + ALIVE_SECONDS
         while True:
             self.poll()
             for line in self.lines[since:]:
                 if found := compiled.search(line):
                     return found
             since = len(self.lines)
+            if time.monotonic() > check_alive:
+                if not self.alive():
+                    raise Mismatch(f"{self.path.name}: the domain ended, and has not said /{pattern}/")
+                check_alive = time.monotonic() + ALIVE_SECONDS
             if time.monotonic() > deadline:
                 raise Stuck(f"{self.path.name}: no line like /{pattern}/ within {limit:.0f} s")
             time.sleep(POLL_SECONDS)

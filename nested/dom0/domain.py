@@ -21,6 +21,7 @@ class Domain:
         self.domid = domid
         self.console = log
         self.created = created
+        log.alive = self.runs
 
     @classmethod
     def _create(cls, name: str, config: str, **settings: object) -> Self:
@@ -38,6 +39,10 @@ class Domain:
     def listed(self) -> bool:
         """Whether Xen still has it, if only dying."""
         return any(listed.domid == self.domid for listed in domains())
+
+    def runs(self) -> bool:
+        """Whether it is neither gone, nor dying, nor shut down or crashed."""
+        return any(listed.domid == self.domid and not set(listed.state) & set("scd") for listed in domains())
 
     def shutdown(self, limit: float = 60) -> float:
         """Asks it to shut down; the seconds until it was gone."""
@@ -134,6 +139,8 @@ class Guest(Domain):
             cmdline=names.GUEST_CMDLINE,
             memory=memory_mib,
             tsc_mode="native",
+            # A guest that reboots unasked (a triple fault looks so) must not hide it.
+            on_reboot="destroy",
             disk=[str(disk) for disk in attached],
         )
         guest.console.wait(names.GUEST_READY, limit=90)
@@ -172,8 +179,32 @@ class Guest(Domain):
 
     def fill(self, path: str, mib: int) -> str:
         """Writes noise to a file or disk, down to the disk; its checksum."""
-        return self.sh(f"head -c {mib << 20} /dev/urandom | tee {shlex.quote(path)} | sha256sum && sync", limit=300)
+        return self.sh(_FILL.format(path=shlex.quote(path), mib=mib))
 
     def checksum(self, path: str, mib: int) -> str:
         """The checksum of a file's or disk's first MiBs, read anew from the disk."""
-        return self.sh(f"echo 3 > /proc/sys/vm/drop_caches; head -c {mib << 20} {shlex.quote(path)} | sha256sum", limit=300)
+        return self.sh(_CHECKSUM.format(path=shlex.quote(path), mib=mib))
+
+    def verify(self, path: str, mib: int) -> None:
+        """Writes noise to the start of a disk or to a file; what is read back must be the same."""
+        self.start_verify(path, mib).wait()
+
+    def start_verify(self, path: str, mib: int) -> Command:
+        """Begins `verify` beside what else goes on; waiting for it raises if the data differs."""
+        return self.start(_VERIFY.format(path=shlex.quote(path), mib=mib))
+
+
+# Large writes: a small one makes Linux read the rest of its page first.
+_FILL = """
+noise=/tmp/noise.$$
+dd if=/dev/urandom of=$noise bs=1M count={mib} 2> /dev/null &&
+dd if=$noise of={path} bs=1M conv=fsync 2> /dev/null &&
+sha256sum < $noise && rm $noise"""
+_CHECKSUM = """
+echo 3 > /proc/sys/vm/drop_caches
+dd if={path} bs=1M count={mib} 2> /dev/null | sha256sum"""
+_VERIFY = f"""
+written=$({_FILL}) || exit 1
+read=$({_CHECKSUM}) || exit 1
+echo "written $written, read $read"
+[ "$written" = "$read" ]"""

@@ -1,0 +1,40 @@
+"""How little memory Granary needs."""
+
+from ..dom0 import disks
+from ..dom0.domain import Granary
+from ..dom0.lab import Lab
+from ..dom0.scenario import scenario
+from ..dom0.xen import Mismatch, Stuck, domains, xl
+
+
+def serves_one_mib(lab: Lab, memory_mib: int) -> None:
+    """Boots a Granary of this size beside the other, and uses all of a 1 MiB disk of it."""
+    granary = Granary.create("granary-small", memory_mib=memory_mib)
+    guest = lab.guest()
+    guest.attach(disks.ram("xvdb", "1M", backend=granary.name))
+    guest.verify("/dev/xvdb", 1)
+    guest.detach("xvdb")
+    granary.shutdown()
+
+
+@scenario(limit=120)
+def four_mib(lab: Lab):
+    """With memory=4 Granary boots and serves a 1 MiB disk."""
+    serves_one_mib(lab, 4)
+
+
+@scenario(limit=300, group="all")
+def smallest(lab: Lab):
+    """The smallest memory= that still serves a 1 MiB disk, down from 4."""
+    works = 4
+    for memory_mib in [3, 2, 1]:
+        try:
+            serves_one_mib(lab, memory_mib)
+        except (Mismatch, Stuck) as failure:
+            lab.note(f"memory={memory_mib}: {str(failure).splitlines()[0]}")
+            lab.guest().try_detach("xvdb")
+            if any(domain.name == "granary-small" for domain in domains()):
+                xl("destroy", "granary-small")
+            break
+        works = memory_mib
+    lab.figure("smallest memory=", works, "MiB")
