@@ -27,7 +27,8 @@ _known: dict[str, Scenario] = {}
 def scenario(*, limit: float, group: str = "test"):
     """Makes a function a scenario.
 
-    `limit` is a hang guard in seconds, three times what it usually takes, and never a verdict.
+    `limit` is a hang guard in seconds of dom0's clock, three times what it usually takes or more,
+    and never a verdict.
     `group` is when it runs: "test" always, "all" with --all only, "run" in scripts/run only.
     """
 

@@ -1,4 +1,7 @@
-"""What the person at the terminal sees."""
+"""What the person at the terminal sees.
+
+Each line begins with real seconds; seconds inside a line are dom0's, by the emulated clock.
+"""
 
 import time
 from dataclasses import dataclass, field
@@ -34,14 +37,14 @@ class Report:
                 self.say(f"    {text}")
             case "pass":
                 self.passed.append(event["name"])
-                self.say(f"  passed in {event['seconds']:.1f} s")
+                self.say(f"  passed ({event['seconds']:.1f} s in dom0)")
             case "tail":
                 self.say(f"    --- the end of {event['of']} ---")
                 for line in event["lines"]:
                     self.say(f"    | {line}")
             case "fail":
                 self.failed[event["name"]] = event["reason"]
-                self.say(f"  FAILED after {event['seconds']:.1f} s: {event['reason']}")
+                self.say(f"  FAILED ({event['seconds']:.1f} s in dom0): {event['reason']}")
 
     def fail(self, name: str, reason: str) -> None:
         """A failure that dom0's runner could not tell of itself."""

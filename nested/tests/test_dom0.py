@@ -1,0 +1,72 @@
+"""Tests of the dom0 half that need no Xen."""
+
+import base64
+import tempfile
+import unittest
+from pathlib import Path
+from unittest import mock
+
+from ..dom0 import disks, names
+from ..dom0.console import Console
+from ..dom0.domain import Command, devid
+from ..dom0.scenario import known
+from ..dom0.xen import Mismatch, Stuck
+
+
+class Consoles(unittest.TestCase):
+    def setUp(self):
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        patched = mock.patch.object(names, "CONSOLE_LOGS", Path(directory.name))
+        patched.start()
+        self.addCleanup(patched.stop)
+        self.log = Path(directory.name) / "guest-g.log"
+
+    def say(self, text: str) -> None:
+        with self.log.open("a") as log:
+            log.write(text)
+
+    def test_an_earlier_life_is_not_read(self):
+        self.say("guest: ready\n")
+        with self.assertRaises(Stuck):
+            Console("g").wait("ready", limit=0)
+
+    def test_a_line_that_is_not_ended_is_no_line(self):
+        console = Console("g")
+        self.say("guest: re")
+        self.assertEqual(console.mark(), 0)
+        self.say("ady\r\n")
+        console.wait("^guest: ready$", limit=0)
+
+    def answer(self, status: int) -> Command:
+        guest = mock.Mock(console=Console("g"))
+        guest.name = "g"
+        encoded = base64.b64encode(b"one\ntwo\n").decode()
+        self.say(f"7: {encoded[:4]}\nkernel: 7= 9\n7: {encoded[4:]}\n7= {status}\n")
+        return Command(guest, "echo", 7, 0)
+
+    def test_an_answer_between_other_lines(self):
+        self.assertEqual(self.answer(0).wait(limit=0), "one\ntwo\n")
+
+    def test_a_wrong_status(self):
+        with self.assertRaisesRegex(Mismatch, "status 3, not 0; it said: one"):
+            self.answer(3).wait(limit=0)
+
+
+class Disks(unittest.TestCase):
+    def test_a_granary_disk(self):
+        self.assertEqual(str(disks.ram("xvdb", "1M")), "vdev=xvdb,format=raw,access=rw,backend=granary,target=ram,size=1M")
+
+    def test_devid(self):
+        self.assertEqual([devid("xvda"), devid("xvdb")], [51712, 51728])
+
+
+class Scenarios(unittest.TestCase):
+    def test_each_says_what_must_be_true(self):
+        for scenario in known().values():
+            self.assertTrue(scenario.says.endswith("."), scenario.name)
+            self.assertIn(scenario.group, {"test", "all", "run"}, scenario.name)
+
+
+if __name__ == "__main__":
+    unittest.main()
