@@ -1,5 +1,6 @@
 //! Tests that the real image runs on itself, where the command line asks for them.
 
+use core::hint::black_box;
 use core::time::Duration;
 
 use domain::HypercallError;
@@ -10,29 +11,44 @@ use crate::events::Events;
 use crate::hypercall::Hypercalls;
 use crate::time::Clock;
 
-/// The word of the command line that asks for [`ports`].
-pub(crate) const PORTS: &[u8] = b"selftest=ports";
-
 /// One more than `SCHEDOP_poll` takes.
 const NR_PORTS: usize = 129;
 
 /// What hangs, if the test fails, is longer than this.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Whether `command_line` has `word` in it, between white space.
-pub(crate) fn asked_for(command_line: &[u8], word: &[u8]) -> bool {
-    command_line.split(u8::is_ascii_whitespace).any(|found| found == word)
+/// Runs the tests that `command_line` asks for by `selftest=<name>`: `ports`, `panic`, `stack`.
+/// The last two end the domain, as a failure does.
+pub(crate) fn run(command_line: &[u8], hypercalls: Hypercalls, clock: Clock, events: &mut Events) {
+    for word in command_line.split(u8::is_ascii_whitespace) {
+        match word.strip_prefix(b"selftest=") {
+            Some(b"ports") => match ports(hypercalls, clock, events) {
+                Ok(()) => console::line(format_args!("selftest ports: ok")),
+                Err(error) => panic!("selftest ports: {error}"),
+            },
+            Some(b"panic") => panic!("selftest panic"),
+            Some(b"stack") => {
+                console::line(format_args!("selftest stack: {}", overflow_stack(1)));
+            }
+            Some(name) => {
+                console::line(format_args!("selftest {}: unknown", name.escape_ascii()));
+            }
+            None => {}
+        }
+    }
+}
+
+/// Must end in a fault at the page below the stack, and not anywhere else.
+#[expect(unconditional_recursion, reason = "it is what is tested")]
+fn overflow_stack(depth: u64) -> u64 {
+    overflow_stack(black_box(depth) + 1) + black_box(depth)
 }
 
 /// Binds 129 ports to ourselves, and has each one end a wait: an event that is sent after the last
 /// look at the pending bits must be found by the hypercall. The ports stay bound, so that every
 /// port that the domain binds from now on, xenstore's first, is one that the hypercall has no room
 /// for.
-pub(crate) fn ports(
-    hypercalls: Hypercalls,
-    clock: Clock,
-    events: &mut Events,
-) -> Result<(), HypercallError> {
+fn ports(hypercalls: Hypercalls, clock: Clock, events: &mut Events) -> Result<(), HypercallError> {
     let mut pairs = [(EvtchnPort(0), EvtchnPort(0)); NR_PORTS];
     for pair in &mut pairs {
         let sender = hypercalls.alloc_unbound(DomId::SELF)?;
@@ -59,6 +75,5 @@ pub(crate) fn ports(
         events.wait(Some(end));
         assert!(events.take().is_none(), "selftest ports: an event from nowhere");
     }
-    console::line(format_args!("selftest ports: ok"));
     Ok(())
 }

@@ -120,11 +120,7 @@ fn run(
     special: &SpecialPages,
 ) -> ! {
     let command_line = start_info.command_line();
-    if selftest::asked_for(command_line, selftest::PORTS)
-        && let Err(error) = selftest::ports(xen.hypercalls, xen.clock, &mut xen.events)
-    {
-        end::refuse(format_args!("selftest ports: {error}"));
-    }
+    selftest::run(command_line, xen.hypercalls, xen.clock, &mut xen.events);
     if xen.events.add(special.xenstore_port).is_err() {
         end::refuse(format_args!("xenstore's port is {}", special.xenstore_port));
     }

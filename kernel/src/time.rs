@@ -1,7 +1,15 @@
 //! Xen's system time.
 
-/// Nanoseconds since the TSC stood at the last update, from the ticks since then
-/// (`vcpu_time_info`, `xen.h`).
+/// Ticks from one reading of the TSC to another.
+///
+/// Modulo 2⁶⁴, since the earlier one may come from before the TSC began: a domain's TSC starts at 0,
+/// and Xen's last update may be older. 0 where the later one was read before the earlier.
+pub(crate) fn ticks_between(earlier: u64, later: u64) -> u64 {
+    let ticks = later.wrapping_sub(earlier);
+    if ticks > u64::MAX / 2 { 0 } else { ticks }
+}
+
+/// Nanoseconds that `ticks` of the TSC take (`vcpu_time_info`, `xen.h`).
 pub(crate) fn ticks_to_ns(ticks: u64, mul: u32, shift: i8) -> u64 {
     let amount = u32::from(shift.unsigned_abs());
     let shifted = if shift < 0 {
@@ -24,7 +32,7 @@ mod clock {
     use volatile::map_field;
     use xen_abi::Instant;
 
-    use super::ticks_to_ns;
+    use super::{ticks_between, ticks_to_ns};
     use crate::abi::{SharedInfo, VcpuTimeInfo};
 
     /// Reads system time out of the shared page.
@@ -43,7 +51,7 @@ mod clock {
                 let (time, ticks) = self.read();
                 // Odd, or another one than before: Xen wrote meanwhile.
                 let Some(time) = time else { continue };
-                let elapsed = ticks.saturating_sub(time.tsc_timestamp);
+                let elapsed = ticks_between(time.tsc_timestamp, ticks);
                 let ns = ticks_to_ns(elapsed, time.tsc_to_system_mul, time.tsc_shift);
                 return Instant::from_ns(time.system_time.saturating_add(ns));
             }
@@ -81,7 +89,19 @@ pub(crate) use clock::Clock;
 
 #[cfg(test)]
 mod tests {
-    use super::ticks_to_ns;
+    use super::{ticks_between, ticks_to_ns};
+
+    #[test]
+    fn the_last_update_may_be_older_than_the_tsc() {
+        assert_eq!(ticks_between(100, 250), 150);
+        assert_eq!(ticks_between(18_446_744_072_267_036_032, 571_163_552), 2_013_679_136);
+    }
+
+    #[test]
+    fn a_tsc_behind_the_last_update_is_no_time() {
+        assert_eq!(ticks_between(250, 100), 0);
+        assert_eq!(ticks_between(5, u64::MAX), 0);
+    }
 
     #[test]
     fn ticks_are_shifted_and_scaled() {
