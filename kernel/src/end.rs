@@ -15,7 +15,11 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     static PANICKED: AtomicBool = AtomicBool::new(false);
     // A second one came while the first was told.
     if !PANICKED.swap(true, Ordering::Relaxed) {
-        console::line_everywhere(format_args!("{info}"));
+        let message = info.message();
+        match info.location() {
+            Some(place) => console::line_everywhere(format_args!("panic at {place}: {message}")),
+            None => console::line_everywhere(format_args!("panic: {message}")),
+        }
     }
     crash()
 }

@@ -15,7 +15,7 @@ const PAGE_BYTES: u64 = PAGE_SIZE as u64;
 const LOW_BYTES: u64 = 64 << 10;
 
 /// The heap's share of memory, and what it is at least and at most, in frames.
-const HEAP_SHARE: u64 = 16;
+const HEAP_SHARE: u64 = 32;
 const MIN_HEAP_FRAMES: u64 = (128 << 10) >> PAGE_SHIFT;
 const MAX_HEAP_FRAMES: u64 = (16 << 20) >> PAGE_SHIFT;
 

@@ -12,6 +12,8 @@ pub(crate) struct PortSet {
     overflow: Bitmap,
     listed: [EvtchnPort; Self::MAX_LISTED],
     nr_listed: usize,
+    /// Words up to the highest port that was ever in: what there is to look through.
+    nr_words: usize,
 }
 
 /// A bit a port, in Xen's order.
@@ -34,6 +36,7 @@ impl PortSet {
             overflow: [0; Self::NR_WORDS],
             listed: [EvtchnPort(0); Self::MAX_LISTED],
             nr_listed: 0,
+            nr_words: 0,
         }
     }
 
@@ -42,6 +45,7 @@ impl PortSet {
         let (word, bit) = place(port).ok_or(NoSuchPort)?;
         if self.bound[word] & bit == 0 {
             self.bound[word] |= bit;
+            self.nr_words = self.nr_words.max(word + 1);
             self.list_or_overflow(port, word, bit);
         }
         Ok(())
@@ -76,7 +80,8 @@ impl PortSet {
 
     /// Whether a port of ours has its bit set in what `pending` gives for a word's index.
     pub(crate) fn any(&self, pending: impl Fn(usize) -> u64) -> bool {
-        self.bound.iter().enumerate().any(|(word, bound)| *bound != 0 && pending(word) & bound != 0)
+        let bound = &self.bound[..self.nr_words];
+        bound.iter().enumerate().any(|(word, bound)| *bound != 0 && pending(word) & bound != 0)
     }
 
     /// The first port of ours from `start` on, round past the highest port, whose bit is set in
@@ -86,19 +91,23 @@ impl PortSet {
         start: EvtchnPort,
         pending: impl Fn(usize) -> u64,
     ) -> Option<EvtchnPort> {
-        let (first_word, first_bit) = place(start).unwrap_or((0, 1));
-        let from_start = !(first_bit - 1);
-        // The first word comes twice: its upper bits first, its lower bits last.
-        (0..=Self::NR_WORDS).find_map(|step| {
-            let word = (first_word + step) % Self::NR_WORDS;
-            let wanted = match step {
-                0 => self.bound[word] & from_start,
-                Self::NR_WORDS => self.bound[word] & !from_start,
-                _ => self.bound[word],
-            };
-            // Most words are empty: do not touch the shared page for them.
+        let (start_word, start_bit) =
+            place(start).filter(|&(word, _)| word < self.nr_words).unwrap_or((0, 1));
+        let before_start = start_bit - 1;
+        let find = |word: usize, wanted: u64| {
             let found = if wanted == 0 { 0 } else { pending(word) & wanted };
             (found != 0).then(|| port_at(word, found))
+        };
+        // The word that the search begins in comes twice: its upper bits first, its lower ones last.
+        let upper = (start_word..self.nr_words).find_map(|word| {
+            let skipped = if word == start_word { before_start } else { 0 };
+            find(word, self.bound[word] & !skipped)
+        });
+        upper.or_else(|| {
+            (0..self.nr_words.min(start_word + 1)).find_map(|word| {
+                let kept = if word == start_word { before_start } else { u64::MAX };
+                find(word, self.bound[word] & kept)
+            })
         })
     }
 
@@ -202,5 +211,18 @@ mod tests {
         assert_eq!(set.next(EvtchnPort(10), |_| u64::MAX), Some(EvtchnPort(3)));
         assert_eq!(set.next(EvtchnPort(4), |_| 1 << 3), Some(EvtchnPort(3)));
         assert_eq!(set.next(EvtchnPort(4096), |_| u64::MAX), Some(EvtchnPort(3)));
+        assert_eq!(set.next(EvtchnPort(70), |_| u64::MAX), Some(EvtchnPort(3)));
+        assert_eq!(PortSet::new().next(EvtchnPort(0), |_| u64::MAX), None);
+    }
+
+    #[test]
+    fn every_port_is_found_from_everywhere() {
+        let set = set([0, 63, 64, 127, 200]);
+        for start in 0..300 {
+            for port in [0, 63, 64, 127, 200] {
+                let pending = |word| if word == port as usize / 64 { 1 << (port % 64) } else { 0 };
+                assert_eq!(set.next(EvtchnPort(start), pending), Some(EvtchnPort(port)));
+            }
+        }
     }
 }
