@@ -6,6 +6,7 @@ use store::{FrameAddr, FrameMemory};
 use xen_abi::{Gfn, PAGE_SIZE};
 
 use crate::copy;
+use crate::region::Region;
 
 /// The frames of the page pool and of the boot modules: a handle.
 #[derive(Debug)]
@@ -25,6 +26,19 @@ impl Frames {
     /// Whether `gfn` is one of the frames.
     pub(crate) fn contain(&self, gfn: Gfn) -> bool {
         self.runs.iter().any(|&(first, nr)| gfn.0.wrapping_sub(first.0) < nr)
+    }
+
+    /// Copies out of pages that a peer shares, each byte fetched once.
+    pub(crate) fn copy_in(&mut self, from: &Region, offset: usize, to: FrameAddr, len: usize) {
+        // SAFETY: both `at`s have checked their range; no Rust object lies in either, and the copy
+        // is made by instructions that the compiler does not see into.
+        unsafe { copy::copy(from.at(offset, len), self.at(to, len), len) };
+    }
+
+    /// Copies into pages that a peer shares.
+    pub(crate) fn copy_out(&self, from: FrameAddr, to: &Region, offset: usize, len: usize) {
+        // SAFETY: as in `copy_in`.
+        unsafe { copy::copy(self.at(from, len), to.at(offset, len), len) };
     }
 
     /// The address of `len` bytes at `at`, all of them in one run.

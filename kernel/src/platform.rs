@@ -1,9 +1,11 @@
 //! Xen, as the driver domain sees it.
 
+use alloc::vec::Vec;
 use core::fmt;
 
 use blkback::{Grants, MapError};
 use domain::{HypercallError, Platform};
+use store::FrameAddr;
 use xen_abi::{DomId, EvtchnPort, GntStatus, GnttabCopy, GrantRef, Instant};
 
 use crate::console;
@@ -36,6 +38,27 @@ impl Grants for Xen {
 
     fn unmap(&mut self, mapping: Region) -> Result<(), GntStatus> {
         self.grants.unmap(mapping)
+    }
+
+    fn map_each(
+        &mut self,
+        peer: DomId,
+        grefs: &[GrantRef],
+        mapped: impl FnMut(GrantRef, Result<Region, GntStatus>),
+    ) {
+        self.grants.map_each(peer, grefs, mapped);
+    }
+
+    fn unmap_each(&mut self, mappings: &mut Vec<Region>) -> Result<(), GntStatus> {
+        self.grants.unmap_each(mappings)
+    }
+
+    fn copy_in(&mut self, from: &Region, offset: u16, to: FrameAddr, len_bytes: u16) {
+        self.frames.copy_in(from, offset.into(), to, len_bytes.into());
+    }
+
+    fn copy_out(&mut self, from: FrameAddr, to: &Region, offset: u16, len_bytes: u16) {
+        self.frames.copy_out(from, to, offset.into(), len_bytes.into());
     }
 
     fn copy(&mut self, copies: &mut [GnttabCopy]) {

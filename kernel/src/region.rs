@@ -38,8 +38,8 @@ impl Region {
         (first, self.len_bytes >> PAGE_SHIFT)
     }
 
-    /// The address of `len` bytes at `offset`.
-    fn at(&self, offset: usize, len: usize) -> *mut u8 {
+    /// The address of `len` bytes at `offset`, all of them in the region.
+    pub(crate) fn at(&self, offset: usize, len: usize) -> *mut u8 {
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.len_bytes);
         assert!(inside, "{len} bytes at {offset} of a region of {}", self.len_bytes);
         self.base.as_ptr().wrapping_add(offset)

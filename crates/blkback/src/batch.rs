@@ -3,10 +3,11 @@
 use alloc::vec::Vec;
 
 use blkif::{CheckedSegment, IndirectOp};
-use store::{Extent, ExtentSink};
+use store::{Extent, ExtentSink, FrameAddr};
 use xen_abi::{CopyPtr, DomId, Gfn, GntStatus, GnttabCopy, PAGE_SIZE};
 
 use crate::Grants;
+use crate::persistent::{Persistent, Place};
 
 /// Copies in one hypercall at most. Xen looks for other work between copies by itself.
 const MAX_COPIES: usize = 512;
@@ -76,41 +77,54 @@ impl Batch {
     }
 }
 
-/// Pairs a request's segments with the extents that a store names, and adds the copies between
-/// them to a batch.
-pub(crate) struct Gather<'a, G> {
+/// A segment, and where its page is mapped, if it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Piece {
+    pub(crate) segment: CheckedSegment,
+    pub(crate) place: Option<Place>,
+}
+
+/// Pairs a request's segments with the extents that a store names: data in mapped pages is copied
+/// at once, for the rest copies are added to a batch.
+pub(crate) struct Gather<'a, G: Grants> {
     pub(crate) batch: &'a mut Batch,
     pub(crate) grants: &'a mut G,
+    pub(crate) mapped: Option<&'a Persistent<G::Mapping>>,
     pub(crate) peer: DomId,
     pub(crate) direction: IndirectOp,
     pub(crate) owner: usize,
     /// A page of zeroes.
     pub(crate) zero: Gfn,
     /// The segments that are not used up.
-    pub(crate) segments: &'a [CheckedSegment],
+    pub(crate) pieces: &'a [Piece],
     /// Bytes of the first of them that are used up.
     pub(crate) used_bytes: u16,
 }
 
 impl<G: Grants> Gather<'_, G> {
-    /// The place where the segments go on, and how many bytes follow there in the same page.
-    fn segment(&self) -> Option<(CopyPtr, u16)> {
-        let segment = self.segments.first()?;
-        let at = CopyPtr::grant(self.peer, segment.gref(), segment.offset() + self.used_bytes);
-        Some((at, segment.len_bytes() - self.used_bytes))
-    }
-
     fn advance(&mut self, len_bytes: u16) {
         self.used_bytes += len_bytes;
-        if let [first, rest @ ..] = self.segments
-            && self.used_bytes == first.len_bytes()
+        if let [first, rest @ ..] = self.pieces
+            && self.used_bytes == first.segment.len_bytes()
         {
-            self.segments = rest;
+            self.pieces = rest;
             self.used_bytes = 0;
         }
     }
 
-    fn copy(&mut self, grant: CopyPtr, frame: CopyPtr, len_bytes: u16) {
+    /// Copies between what is left of a piece and a frame of ours, within both their pages.
+    fn copy(&mut self, piece: &Piece, frame: FrameAddr, len_bytes: u16) {
+        let offset = piece.segment.offset() + self.used_bytes;
+        if let (Some(mapped), Some(place)) = (self.mapped, piece.place) {
+            let page = mapped.page(place);
+            match self.direction {
+                IndirectOp::Read => self.grants.copy_out(frame, page, offset, len_bytes),
+                IndirectOp::Write => self.grants.copy_in(page, offset, frame, len_bytes),
+            }
+            return;
+        }
+        let grant = CopyPtr::grant(self.peer, piece.segment.gref(), offset);
+        let frame = CopyPtr::frame(frame.gfn, frame.offset);
         let copy = match self.direction {
             IndirectOp::Read => GnttabCopy::to_grant(frame, grant, len_bytes),
             IndirectOp::Write => GnttabCopy::from_grant(grant, frame, len_bytes),
@@ -126,21 +140,22 @@ impl<G: Grants> ExtentSink for Gather<'_, G> {
             Extent::Zero { len_bytes } | Extent::Discarded { len_bytes } => (None, len_bytes),
         };
         while left > 0 {
-            let Some((grant, room)) = self.segment() else {
+            let Some(&piece) = self.pieces.first() else {
                 debug_assert!(false, "a store names more bytes than were asked for");
                 return;
             };
+            let room = piece.segment.len_bytes() - self.used_bytes;
             let in_frame = at.map_or(PAGE_SIZE, |at| PAGE_SIZE - usize::from(at.offset));
             // At most a segment.
             let len_bytes = u16::try_from(left.min(in_frame)).map_or(room, |len| len.min(room));
             let len = usize::from(len_bytes);
             match (at, extent) {
                 (Some(here), _) => {
-                    self.copy(grant, CopyPtr::frame(here.gfn, here.offset), len_bytes);
+                    self.copy(&piece, here, len_bytes);
                     at = Some(here.after(len));
                 }
                 (None, Extent::Zero { .. }) => {
-                    self.copy(grant, CopyPtr::frame(self.zero, 0), len_bytes);
+                    self.copy(&piece, FrameAddr::start_of(self.zero), len_bytes);
                 }
                 (None, _) => {}
             }

@@ -2,7 +2,7 @@
 
 use blkif::{Indirect, MaxIndirectSegments, SEGMENTS_PER_INDIRECT_PAGE, Segment};
 use store::{FrameAddr, FrameMemory};
-use xen_abi::{CopyPtr, DomId, Gfn, GnttabCopy, PAGE_SIZE};
+use xen_abi::{Gfn, GrantRef, PAGE_SIZE};
 
 /// A run of our own frames, in places of one size: a power of two that holds the most segments a
 /// request may have. So no page of segments crosses a frame.
@@ -43,35 +43,33 @@ impl Descriptors {
         self.nr_taken < self.nr_places
     }
 
-    /// Takes a place for a request's segments, and names the copies that fetch them there.
-    pub(crate) fn fetch(
-        &mut self,
-        peer: DomId,
-        indirect: &Indirect,
-        mut copy: impl FnMut(GnttabCopy),
-    ) -> Fetched {
+    /// Takes a place for a request's segments.
+    pub(crate) fn take(&mut self) -> Fetched {
         debug_assert!(self.has_room(), "no place for an indirect request");
-        let start = FrameAddr::start_of(self.area).after(self.nr_taken * self.place_bytes);
+        let at = FrameAddr::start_of(self.area).after(self.nr_taken * self.place_bytes);
         self.nr_taken += 1;
-        let mut left = usize::from(indirect.nr_segments());
-        let mut at = start;
-        for &gref in indirect.grefs() {
-            let nr = left.min(SEGMENTS_PER_INDIRECT_PAGE);
-            let len_bytes = nr * Segment::LEN_BYTES;
-            // At most a page.
-            copy(GnttabCopy::from_grant(
-                CopyPtr::grant(peer, gref, 0),
-                CopyPtr::frame(at.gfn, at.offset),
-                u16::try_from(len_bytes).unwrap_or(0),
-            ));
-            left -= nr;
-            at = at.after(len_bytes);
-        }
-        Fetched { at: start }
+        Fetched { at }
     }
 }
 
 impl Fetched {
+    /// The parts to be fetched: a page of the frontend, where it goes, and how many bytes.
+    pub(crate) fn parts(
+        self,
+        indirect: &Indirect,
+    ) -> impl Iterator<Item = (GrantRef, FrameAddr, u16)> {
+        let mut left = usize::from(indirect.nr_segments());
+        let mut at = self.at;
+        indirect.grefs().iter().map(move |&gref| {
+            let nr = left.min(SEGMENTS_PER_INDIRECT_PAGE);
+            let len_bytes = nr * Segment::LEN_BYTES;
+            let part = (gref, at, u16::try_from(len_bytes).unwrap_or(0));
+            left -= nr;
+            at = at.after(len_bytes);
+            part
+        })
+    }
+
     /// The request's segment number `n`.
     pub(crate) fn segment(self, memory: &impl FrameMemory, n: u16) -> Segment {
         let mut bytes = [0; Segment::LEN_BYTES];

@@ -1,20 +1,21 @@
 //! The way of a request: off the ring, checked, paired with the disk's frames, copied, answered.
 //!
-//! A turn takes the requests at hand in one round. What they need copied goes through as few
-//! hypercalls as there can be: one for the segments of indirect requests, one for all data. Nothing
-//! on this way allocates or logs.
+//! A turn takes the requests at hand in one round. What they need of the hypervisor goes through as
+//! few hypercalls as there can be: data in pages that stay mapped takes none, all other data one,
+//! the segments of indirect requests in pages that are not mapped another. Nothing on this way
+//! allocates or logs, but for pages that are mapped for the first time.
 
 use alloc::vec::Vec;
 
 use blkif::{
-    BackRing, CheckedSegment, FinalCheck, MaxIndirectSegments, Notify, Operation, ProducerOverrun,
-    Response, Status,
+    BackRing, FinalCheck, MaxIndirectSegments, Notify, Operation, ProducerOverrun, Response, Status,
 };
 use store::{Access, BlockStore, FrameMemory, PagePool};
-use xen_abi::{DomId, EvtchnPort, Gfn};
+use xen_abi::{DomId, EvtchnPort, Gfn, GntStatus};
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Piece};
 use crate::descriptors::Descriptors;
+use crate::persistent::Persistent;
 use crate::refused::{Reason, Refused};
 use crate::round::{Entry, Round, State};
 use crate::{Grants, Stats};
@@ -33,8 +34,36 @@ pub struct Queue<M> {
     pub port: EvtchnPort,
     /// Whose ring it is.
     pub peer: DomId,
+    /// The frontend's pages that stay mapped, if it uses them again and again.
+    pub mapped: Option<Persistent<M>>,
     /// What was done.
     pub stats: Stats,
+    /// A discard that takes more than one round. Nothing is taken off the ring before it is done.
+    unfinished: Option<Entry>,
+}
+
+impl<M> Queue<M> {
+    /// A ring that was just attached.
+    #[must_use]
+    pub fn new(
+        ring: BackRing<M>,
+        port: EvtchnPort,
+        peer: DomId,
+        mapped: Option<Persistent<M>>,
+    ) -> Self {
+        Self { ring, port, peer, mapped, stats: Stats::default(), unfinished: None }
+    }
+
+    /// Lets the ring go: all that is mapped of its frontend, to be unmapped.
+    #[must_use]
+    pub fn into_mappings(self) -> Vec<M>
+    where
+        M: xen_abi::SharedMemory,
+    {
+        let mut mappings = self.mapped.map_or(Vec::new(), Persistent::into_pages);
+        mappings.push(self.ring.into_memory());
+        mappings
+    }
 }
 
 /// What the requests of a ring are for.
@@ -43,8 +72,19 @@ pub struct Media<'a, M, D> {
     pub disk: &'a mut D,
     /// Whether this vbd may write it, whatever the disk itself allows.
     pub access: Access,
+    /// Whether this vbd may discard, whatever the disk itself allows.
+    pub discards: Discards,
     /// The pool that the disk's pages are from.
     pub pool: &'a mut PagePool<M>,
+}
+
+/// Whether discards are offered to a frontend (`discard-enable`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Discards {
+    /// As far as the disk knows them.
+    Offered,
+    /// The toolstack does not want it.
+    No,
 }
 
 /// How a turn ended.
@@ -54,6 +94,8 @@ pub struct Turn {
     pub left: FinalCheck,
     /// The first request that was refused.
     pub refused: Option<Refused>,
+    /// What Xen said where it did not unmap a page that had to go.
+    pub lost: Option<GntStatus>,
 }
 
 /// Serves the rings, one at a time. Holds what a round needs, so that no round allocates.
@@ -63,8 +105,8 @@ pub struct Engine {
     descriptors: Descriptors,
     /// The requests of this round, in the order of the ring.
     round: Vec<Entry>,
-    /// The checked segments of the request at hand.
-    segments: Vec<CheckedSegment>,
+    /// Their segments.
+    pieces: Vec<Piece>,
     max_indirect: MaxIndirectSegments,
 }
 
@@ -81,7 +123,7 @@ impl Engine {
             batch: Batch::new(MAX_REQUESTS),
             descriptors: Descriptors::new(area, max_indirect),
             round: Vec::with_capacity(MAX_REQUESTS),
-            segments: Vec::with_capacity(max_segments),
+            pieces: Vec::with_capacity(MAX_SEGMENTS + max_segments),
             max_indirect,
         }
     }
@@ -108,56 +150,74 @@ impl Engine {
         D: BlockStore<M>,
     {
         queue.ring.unconsumed()?;
-        self.fetch(queue, grants);
+        self.begin(queue);
         let mut round = Round {
             entries: &mut self.round,
             batch: &mut self.batch,
-            segments: &mut self.segments,
+            pieces: &mut self.pieces,
+            mapped: queue.mapped.as_mut(),
             stats: &mut queue.stats,
             peer: queue.peer,
             grants,
             media,
         };
+        round.fetch_descriptors();
+        round.prepare();
         round.begin_all();
         round.finish();
         let refused = self.answer(queue, grants);
-        Ok(Turn { left: queue.ring.final_check()?, refused })
+        let lost = queue.mapped.as_mut().and_then(|mapped| mapped.unmap_evicted(grants).err());
+        let left =
+            if queue.unfinished.is_some() { FinalCheck::Work } else { queue.ring.final_check()? };
+        Ok(Turn { left, refused, lost })
     }
 
-    /// Takes requests off the ring, and gets the segments of indirect ones.
-    fn fetch<G: Grants>(&mut self, queue: &mut Queue<G::Mapping>, grants: &mut G) {
+    /// Takes requests off the ring, unless one is to be gone on with.
+    fn begin<M>(&mut self, queue: &mut Queue<M>)
+    where
+        M: xen_abi::SharedMemory,
+    {
         self.batch.begin();
         self.descriptors.begin();
+        self.pieces.clear();
         self.round.clear();
+        if let Some(mapped) = &mut queue.mapped {
+            mapped.begin();
+        }
+        if let Some(entry) = queue.unfinished.take() {
+            self.round.push(entry);
+            return;
+        }
         let mut nr_segments = 0;
         while self.round.len() < MAX_REQUESTS
             && nr_segments < MAX_SEGMENTS
             && self.descriptors.has_room()
         {
-            let owner = self.round.len();
-            let entry = match queue.ring.consume() {
+            let request = match queue.ring.consume() {
                 None => break,
-                Some(Err(malformed)) => Entry::malformed(&malformed),
-                Some(Ok(request)) => {
-                    let state = match request.op {
-                        Operation::Indirect(indirect) => {
-                            nr_segments += usize::from(indirect.nr_segments());
-                            let batch = &mut self.batch;
-                            let push = |copy| batch.push(grants, owner, copy);
-                            let fetched = self.descriptors.fetch(queue.peer, &indirect, push);
-                            State::Indirect(indirect, fetched)
-                        }
-                        op => {
-                            nr_segments += blkif::MAX_SEGMENTS;
-                            State::Direct(op)
-                        }
-                    };
-                    Entry { id: request.id, operation: request.operation(), state }
+                Some(Err(malformed)) => {
+                    self.round.push(Entry::malformed(&malformed));
+                    continue;
+                }
+                Some(Ok(request)) => request,
+            };
+            let (id, operation) = (request.id, request.operation());
+            let state = match request.op {
+                Operation::Indirect(indirect) => {
+                    nr_segments += usize::from(indirect.nr_segments());
+                    State::Indirect(indirect, self.descriptors.take())
+                }
+                op => {
+                    nr_segments += blkif::MAX_SEGMENTS;
+                    State::Direct(op)
                 }
             };
-            self.round.push(entry);
+            let may_take_long = matches!(state, State::Direct(Operation::Discard { .. }));
+            self.round.push(Entry { id, operation, state });
+            if may_take_long {
+                break;
+            }
         }
-        self.batch.run(grants);
     }
 
     /// Answers every request of the round, in order.
@@ -170,6 +230,10 @@ impl Engine {
         for Entry { id, operation, state } in self.round.drain(..) {
             let result = match state {
                 State::Done(result) => result,
+                State::Discarding(..) => {
+                    queue.unfinished = Some(Entry { id, operation, state });
+                    break;
+                }
                 state => {
                     debug_assert!(false, "{state:?} is not finished");
                     Err(Reason::Unsupported)

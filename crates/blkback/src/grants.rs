@@ -1,5 +1,8 @@
 //! The seam to a peer's granted pages.
 
+use alloc::vec::Vec;
+
+use store::FrameAddr;
 use xen_abi::{DomId, EvtchnPort, GntStatus, GnttabCopy, GrantRef, SharedMemory};
 
 /// Grants of any peer, as the hypervisor hands them out.
@@ -20,6 +23,28 @@ pub trait Grants {
     /// # Errors
     /// What Xen said. The handles are then counted as lost, the address range is not used again.
     fn unmap(&mut self, mapping: Self::Mapping) -> Result<(), GntStatus>;
+
+    /// Maps pages that `peer` granted, for reading and writing, each by itself, in one hypercall.
+    /// `mapped` is called for each of `grefs`, in order.
+    fn map_each(
+        &mut self,
+        peer: DomId,
+        grefs: &[GrantRef],
+        mapped: impl FnMut(GrantRef, Result<Self::Mapping, GntStatus>),
+    );
+
+    /// Unmaps all of `mappings`, in one hypercall; none is left in it.
+    ///
+    /// # Errors
+    /// What Xen said of the first that it did not unmap; see [`Grants::unmap`].
+    fn unmap_each(&mut self, mappings: &mut Vec<Self::Mapping>) -> Result<(), GntStatus>;
+
+    /// Copies `len_bytes` bytes at `offset` of a mapped page to frames of ours. Each byte is
+    /// fetched once.
+    fn copy_in(&mut self, from: &Self::Mapping, offset: u16, to: FrameAddr, len_bytes: u16);
+
+    /// Copies `len_bytes` bytes of frames of ours to `offset` of a mapped page.
+    fn copy_out(&mut self, from: FrameAddr, to: &Self::Mapping, offset: u16, len_bytes: u16);
 
     /// Performs the copies in order (`GNTTABOP_copy`), each of which gets its own status.
     fn copy(&mut self, copies: &mut [GnttabCopy]);

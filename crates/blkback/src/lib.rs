@@ -12,13 +12,15 @@ mod descriptors;
 mod engine;
 mod grants;
 mod handshake;
+mod persistent;
 mod refused;
 mod round;
 mod stats;
 
-pub use connection::{Connection, FrontendKeys, KeyError};
-pub use engine::{Engine, Media, Queue, Turn};
+pub use connection::{KeyError, Offer, Persistence, RingKeys, Terms};
+pub use engine::{Discards, Engine, Media, Queue, Turn};
 pub use grants::{Grants, MapError};
 pub use handshake::{Action, Event, Handshake, Look, Online};
+pub use persistent::Persistent;
 pub use refused::{Reason, Refused};
 pub use stats::Stats;

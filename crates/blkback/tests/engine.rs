@@ -3,14 +3,14 @@
 
 #![allow(clippy::cast_possible_truncation, clippy::unwrap_used, reason = "a test may")]
 
-use blkback::{Engine, Grants, Media, Queue, Reason, Refused, Stats, Turn};
+use blkback::{Discards, Engine, Grants, Media, Persistent, Queue, Reason, Refused, Turn};
 use blkif::{
     Abi, BackRing, FinalCheck, FrontRing, Indirect, IndirectOp, MalformedReason,
     MaxIndirectSegments, Notify, OpCode, Operation, Request, RequestId, Response, Sector, Segment,
     SegmentError, Segments, Slot, Status, Transfer,
 };
 use sim::{GrantAccess, Machine, OwnFrames, Page, Region, SimMapping, SimPlatform};
-use store::{Access, PagePool, RamDisk, StoreError};
+use store::{Access, BlockSize, PagePool, RamDisk, StoreError};
 use xen_abi::{DomId, EvtchnPort, Gfn, GntStatus, GrantRef, PAGE_SIZE};
 
 const SECTOR: usize = 512;
@@ -28,6 +28,7 @@ struct Lab {
     pool: PagePool<OwnFrames>,
     disk: RamDisk,
     access: Access,
+    discards: Discards,
     next_id: u64,
 }
 
@@ -43,24 +44,32 @@ impl Lab {
         let mut platform = SimPlatform::new(&machine, us, &[(FIRST_FRAME, nr_all)]);
         let runs = [(Gfn(FIRST_FRAME.0 + Engine::NR_FRAMES), nr_frames)];
         let pool = PagePool::new(platform.frames().clone(), &runs).unwrap();
-        let disk = RamDisk::new(NR_SECTORS, NR_SECTORS / 8, &pool)
-            .or_else(|_| RamDisk::new(NR_SECTORS, 20, &pool))
+        let disk = RamDisk::new(NR_SECTORS, BlockSize::B512, NR_SECTORS / 8, &pool)
+            .or_else(|_| RamDisk::new(NR_SECTORS, BlockSize::B512, 20, &pool))
             .unwrap();
         let max = MaxIndirectSegments::new(MAX_INDIRECT).unwrap();
         let ring_page = Page::new();
         let gref = machine.grants().grant(guest, us, &ring_page, GrantAccess::ReadWrite);
         let front = FrontRing::init(Region::owned(vec![ring_page]), Abi::X86_64).unwrap();
         let mapping = platform.map(guest, &[gref]).unwrap();
-        let queue = Queue {
-            ring: BackRing::attach(mapping, Abi::X86_64, max).unwrap(),
-            port: EvtchnPort(0),
-            peer: guest,
-            stats: Stats::default(),
-        };
+        let ring = BackRing::attach(mapping, Abi::X86_64, max).unwrap();
+        let queue = Queue::new(ring, EvtchnPort(0), guest, None);
         let engine = Engine::new(FIRST_FRAME, max);
-        let access = Access::ReadWrite;
+        let (access, discards) = (Access::ReadWrite, Discards::Offered);
         let next_id = 1000;
-        Self { machine, platform, guest, front, queue, engine, pool, disk, access, next_id }
+        Self {
+            machine,
+            platform,
+            guest,
+            front,
+            queue,
+            engine,
+            pool,
+            disk,
+            access,
+            discards,
+            next_id,
+        }
     }
 
     /// A page that the guest grants us.
@@ -79,7 +88,12 @@ impl Lab {
 
     fn turn(&mut self) -> Turn {
         let _ = self.front.publish();
-        let mut media = Media { disk: &mut self.disk, access: self.access, pool: &mut self.pool };
+        let mut media = Media {
+            disk: &mut self.disk,
+            access: self.access,
+            discards: self.discards,
+            pool: &mut self.pool,
+        };
         self.engine.turn(&mut self.queue, &mut self.platform, &mut media).unwrap()
     }
 
@@ -125,6 +139,7 @@ impl Lab {
     }
 }
 
+const IDLE: Turn = Turn { left: FinalCheck::Idle, refused: None, lost: None };
 const OKAY: (Status, Option<Reason>) = (Status::OKAY, None);
 
 fn segment(gref: GrantRef, first_sect: u8, last_sect: u8) -> Segment {
@@ -210,7 +225,7 @@ fn a_full_ring_costs_one_copy_call_and_is_answered_in_order() {
     let ids: Vec<RequestId> =
         (0..32).map(|n| lab.put(read(8 * n, &[segment(gref, 0, 7)]))).collect();
     let before = lab.machine.counters();
-    assert_eq!(lab.turn(), Turn { left: FinalCheck::Idle, refused: None });
+    assert_eq!(lab.turn(), IDLE);
     let after = lab.machine.counters();
     assert_eq!(after.copy_calls - before.copy_calls, 1);
     assert_eq!(after.copies - before.copies, 32);
@@ -308,15 +323,11 @@ fn counts_of_segments_that_no_request_has_are_errors() {
 #[test]
 fn what_is_not_offered_is_not_supported() {
     let mut lab = Lab::new();
-    let (_, gref) = lab.page(GrantAccess::ReadOnly);
+    lab.discards = Discards::No;
     let discard = Operation::Discard { sector: Sector(0), nr_sectors: 8, secure: false };
-    let barrier = Operation::Barrier(transfer(0, &[segment(gref, 0, 0)]));
-    for op in [
-        discard,
-        barrier,
-        Operation::Unknown { code: OpCode(4) },
-        Operation::Unknown { code: OpCode(255) },
-    ] {
+    for op in
+        [discard, Operation::Unknown { code: OpCode(4) }, Operation::Unknown { code: OpCode(255) }]
+    {
         assert_eq!(lab.serve(op), (Status::EOPNOTSUPP, Some(Reason::Unsupported)), "{op:?}");
     }
 }
@@ -333,8 +344,232 @@ fn a_read_only_vbd_is_not_written() {
     lab.refused(op, Reason::ReadOnly);
     let flush_with_data = Operation::Flush(transfer(0, &[segment(gref, 0, 7)]));
     lab.refused(flush_with_data, Reason::ReadOnly);
+    let barrier = Operation::Barrier(transfer(0, &[segment(gref, 0, 7)]));
+    lab.refused(barrier, Reason::ReadOnly);
+    for secure in [false, true] {
+        let discard = Operation::Discard { sector: Sector(0), nr_sectors: 8, secure };
+        lab.refused(discard, Reason::ReadOnly);
+    }
     assert_eq!(lab.serve(Operation::Flush(transfer(0, &[]))), OKAY);
     assert_eq!(lab.read(0, 8), [1; PAGE_SIZE]);
+}
+
+#[test]
+fn a_barrier_comes_between_what_is_before_it_and_what_is_after() {
+    let mut lab = Lab::new();
+    let (page, gref) = lab.page(GrantAccess::ReadOnly);
+    page.fill(3);
+    lab.put(write(0, &[segment(gref, 0, 7)]));
+    lab.put(Operation::Barrier(transfer(8, &[segment(gref, 0, 7)])));
+    lab.put(write(16, &[segment(gref, 0, 7)]));
+    lab.put(Operation::Barrier(transfer(0, &[])));
+    let before = lab.machine.counters();
+    lab.turn();
+    // One for what is before, one for its own data, one for what is after.
+    assert_eq!(lab.machine.counters().copy_calls - before.copy_calls, 3);
+    let statuses: Vec<Status> = lab.responses().iter().map(|response| response.status).collect();
+    assert_eq!(statuses, [Status::OKAY; 4]);
+    assert_eq!((lab.queue.stats.nr_writes, lab.queue.stats.nr_barriers), (3, 2));
+    assert_eq!(lab.read(8, 8), [3; PAGE_SIZE]);
+    // One whose data cannot be had fails, and nothing is written.
+    let bad = Operation::Barrier(transfer(8, &[segment(GrantRef(12345), 0, 7)]));
+    lab.refused(bad, Reason::Copy(GntStatus::BAD_GNTREF));
+    assert_eq!(lab.read(8, 8), [3; PAGE_SIZE]);
+}
+
+#[test]
+fn a_discard_gives_memory_back_and_a_long_one_takes_several_turns() {
+    let mut lab = Lab::new();
+    let free = lab.pool.nr_free();
+    lab.write(0, &[7; 4 * PAGE_SIZE]);
+    let discard = |sector, nr_sectors, secure| Operation::Discard {
+        sector: Sector(sector),
+        nr_sectors,
+        secure,
+    };
+    assert_eq!(lab.serve(discard(8, 8, false)), OKAY);
+    let mut expected = vec![7; 4 * PAGE_SIZE];
+    expected[PAGE_SIZE..2 * PAGE_SIZE].fill(0);
+    assert_eq!(lab.read(0, 32), expected);
+    assert_eq!(lab.serve(discard(1, 2, true)), OKAY);
+    expected[SECTOR..3 * SECTOR].fill(0);
+    assert_eq!(lab.read(0, 32), expected);
+    lab.refused(discard(8, 0, false), Reason::Store(StoreError::Empty));
+    let past = |first, nr| Reason::Store(StoreError::PastEnd { first, nr, nr_sectors: NR_SECTORS });
+    lab.refused(discard(1, NR_SECTORS, false), past(1, NR_SECTORS));
+    lab.refused(discard(u64::MAX, u64::MAX, false), past(u64::MAX, u64::MAX));
+    assert_eq!(lab.serve(discard(0, NR_SECTORS, false)), OKAY);
+    assert_eq!(lab.pool.nr_free(), free);
+
+    // A disk so large that its pages cannot be given back in one turn.
+    let mut lab = Lab::with_pool(3000);
+    let nr_sectors = 8 * 2000;
+    lab.disk = RamDisk::new(nr_sectors, BlockSize::B512, 2000, &lab.pool).unwrap();
+    let free = lab.pool.nr_free();
+    let (_, gref) = lab.page(GrantAccess::ReadOnly);
+    for n in 0..8 {
+        let op = indirect(&lab, IndirectOp::Write, n * 2000, &vec![segment(gref, 0, 7); 250]);
+        assert_eq!(lab.serve(op), OKAY);
+    }
+    let long = lab.put(discard(0, nr_sectors, true));
+    let after = lab.put(read(0, &[segment(gref, 0, 0)]));
+    let more = Turn { left: FinalCheck::Work, ..IDLE };
+    assert_eq!(lab.turn(), more);
+    assert_eq!(lab.responses(), []);
+    assert_eq!(lab.turn(), more);
+    let ids = |lab: &mut Lab| lab.responses().iter().map(|r| r.id).collect::<Vec<_>>();
+    assert_eq!(ids(&mut lab), [long]);
+    assert_eq!(lab.pool.nr_free(), free);
+    lab.turn();
+    assert_eq!(ids(&mut lab), [after]);
+}
+
+#[test]
+fn blocks_of_4096_bytes_are_read_and_written_whole() {
+    let mut lab = Lab::new();
+    lab.disk = RamDisk::new(NR_SECTORS, BlockSize::B4096, 10, &lab.pool).unwrap();
+    let (_, gref) = lab.page(GrantAccess::ReadWrite);
+    assert_eq!(lab.serve(write(8, &[segment(gref, 0, 7)])), OKAY);
+    let block = Reason::SegmentBlock { n: 1, block_bytes: 4096 };
+    lab.refused(write(8, &[segment(gref, 0, 7), segment(gref, 0, 3)]), block);
+    lab.refused(write(8, &[segment(gref, 0, 7), segment(gref, 4, 7)]), block);
+    let misaligned = StoreError::Misaligned { first: 4, nr: 8, block: 8 };
+    lab.refused(read(4, &[segment(gref, 0, 7)]), Reason::Store(misaligned));
+}
+
+/// Makes the frontend one that uses its grants again and again.
+fn persistent(mut lab: Lab, max_pages: usize) -> Lab {
+    lab.queue.mapped = Some(Persistent::new(max_pages));
+    lab
+}
+
+#[test]
+fn pages_that_are_used_again_are_mapped_once_and_cost_no_call() {
+    let mut lab = persistent(Lab::new(), 300);
+    let pages: Vec<(Page, GrantRef)> = (0..11).map(|_| lab.page(GrantAccess::ReadWrite)).collect();
+    let segments: Vec<Segment> = pages.iter().map(|page| segment(page.1, 0, 7)).collect();
+    for (n, (page, _)) in pages.iter().enumerate() {
+        page.fill(n as u8 + 1);
+    }
+    let before = lab.machine.counters();
+    assert_eq!(lab.serve(write(0, &segments)), OKAY);
+    let first = lab.machine.counters();
+    assert_eq!(first.map_calls - before.map_calls, 1);
+    assert_eq!(first.maps - before.maps, 11);
+    for _ in 0..5 {
+        lab.put(write(0, &segments));
+        lab.put(read(8, &segments));
+    }
+    lab.turn();
+    let second = lab.machine.counters();
+    assert_eq!(second.map_calls, first.map_calls);
+    assert_eq!(second.copy_calls, before.copy_calls);
+    assert_eq!(second.mapped_copies - first.mapped_copies, 110);
+    assert_eq!(lab.machine.grants().nr_handles(lab.platform.domid()), 1 + 11);
+}
+
+#[test]
+fn an_indirect_request_in_mapped_pages_costs_no_call_at_all() {
+    let mut lab = persistent(Lab::new(), 300);
+    let (page, gref) = lab.page(GrantAccess::ReadWrite);
+    page.fill(9);
+    let op = indirect(&lab, IndirectOp::Write, 0, &[segment(gref, 0, 7); 20]);
+    // Its page of segments is granted for reading alone and so is copied; make it writable.
+    let Operation::Indirect(inner) = op else { unreachable!() };
+    let (descriptors, writable) = lab.page(GrantAccess::ReadWrite);
+    for n in 0..20 {
+        descriptors.write(n * Segment::LEN_BYTES, &segment(gref, 0, 7).encode());
+    }
+    let mut grefs = [GrantRef(0); 8];
+    grefs[0] = writable;
+    let max = MaxIndirectSegments::MAX;
+    let op = Operation::Indirect(
+        Indirect::new(inner.op(), inner.sector(), inner.nr_segments(), grefs, max).unwrap(),
+    );
+    assert_eq!(lab.serve(op), OKAY);
+    let before = lab.machine.counters();
+    assert_eq!(lab.serve(op), OKAY);
+    let after = lab.machine.counters();
+    assert_eq!(after.map_calls, before.map_calls);
+    assert_eq!(after.copy_calls, before.copy_calls);
+    assert_eq!(lab.read(8 * 19, 8), [9; PAGE_SIZE]);
+}
+
+#[test]
+fn a_frontend_that_never_uses_a_page_again_holds_no_more_than_the_cap() {
+    let mut lab = persistent(Lab::new(), 8);
+    for n in 0..100u8 {
+        let (page, gref) = lab.page(GrantAccess::ReadWrite);
+        page.fill(n);
+        assert_eq!(lab.serve(write(0, &[segment(gref, 0, 7)])), OKAY);
+        assert!(lab.machine.grants().nr_handles(lab.platform.domid()) <= 1 + 8);
+    }
+    // More pages in one request than may stay mapped: the rest is copied by the hypervisor.
+    let pages: Vec<(Page, GrantRef)> = (0..11).map(|_| lab.page(GrantAccess::ReadWrite)).collect();
+    let segments: Vec<Segment> = pages.iter().map(|page| segment(page.1, 0, 7)).collect();
+    pages.iter().enumerate().for_each(|(n, (page, _))| page.fill(n as u8));
+    let before = lab.machine.counters();
+    assert_eq!(lab.serve(write(0, &segments)), OKAY);
+    assert_eq!(lab.machine.counters().copies - before.copies, 3);
+    for n in 0..11 {
+        assert_eq!(lab.read(8 * n, 8), [n as u8; PAGE_SIZE]);
+    }
+}
+
+#[test]
+fn a_page_that_cannot_be_mapped_is_copied_instead() {
+    let mut lab = persistent(Lab::new(), 100);
+    let (page, gref) = lab.page(GrantAccess::ReadOnly);
+    page.fill(5);
+    assert_eq!(lab.serve(write(0, &[segment(gref, 0, 7)])), OKAY);
+    lab.refused(write(0, &[segment(GrantRef(54321), 0, 7)]), Reason::Copy(GntStatus::BAD_GNTREF));
+    assert_eq!(lab.read(0, 8), [5; PAGE_SIZE]);
+    assert_eq!(lab.queue.mapped.as_ref().unwrap().nr_pages(), 1);
+
+    // Every k of the pages of a request.
+    for k in 1..=11 {
+        let mut lab = persistent(Lab::new(), 100);
+        let pages: Vec<(Page, GrantRef)> =
+            (0..11).map(|_| lab.page(GrantAccess::ReadWrite)).collect();
+        let segments: Vec<Segment> = pages.iter().map(|page| segment(page.1, 0, 7)).collect();
+        pages.iter().enumerate().for_each(|(n, (page, _))| page.fill(n as u8));
+        lab.machine.grants().map_faults.fail_nth(k, GntStatus::GENERAL_ERROR);
+        assert_eq!(lab.serve(write(0, &segments)), OKAY);
+        assert_eq!(lab.queue.mapped.as_ref().unwrap().nr_pages(), 10);
+        for n in 0..11 {
+            assert_eq!(lab.read(8 * n, 8), [n as u8; PAGE_SIZE]);
+        }
+    }
+}
+
+#[test]
+fn without_page_tables_for_more_mappings_no_more_are_asked_for() {
+    let mut lab = persistent(Lab::new(), 100);
+    lab.platform.map_space_pages = 1 + 4;
+    let pages: Vec<(Page, GrantRef)> = (0..11).map(|_| lab.page(GrantAccess::ReadWrite)).collect();
+    let segments: Vec<Segment> = pages.iter().map(|page| segment(page.1, 0, 7)).collect();
+    assert_eq!(lab.serve(write(0, &segments)), OKAY);
+    assert_eq!(lab.queue.mapped.as_ref().unwrap().nr_pages(), 4);
+    let before = lab.machine.counters();
+    assert_eq!(lab.serve(write(0, &segments)), OKAY);
+    assert_eq!(lab.machine.counters().map_calls, before.map_calls);
+}
+
+#[test]
+fn a_grant_that_is_revoked_while_mapped_hurts_its_guest_alone() {
+    let mut lab = persistent(Lab::new(), 100);
+    let (page, gref) = lab.page(GrantAccess::ReadWrite);
+    page.fill(5);
+    assert_eq!(lab.serve(write(0, &[segment(gref, 0, 7)])), OKAY);
+    lab.machine.grants().revoke(lab.guest, gref);
+    page.fill(6);
+    assert_eq!(lab.serve(write(8, &[segment(gref, 0, 7)])), OKAY);
+    let us = lab.platform.domid();
+    assert_eq!(lab.machine.grants().nr_handles(us), 2);
+    let queue = lab.queue;
+    let mut mappings = queue.into_mappings();
+    assert_eq!(lab.platform.unmap_each(&mut mappings), Ok(()));
+    assert_eq!(lab.machine.grants().nr_handles(us), 0);
 }
 
 #[test]
@@ -448,9 +683,9 @@ fn a_turn_is_bounded_and_says_that_there_is_more() {
         let op = indirect(&lab, IndirectOp::Read, 0, &vec![segment(gref, 0, 7); 256]);
         lab.put(op);
     }
-    assert_eq!(lab.turn(), Turn { left: FinalCheck::Work, refused: None });
+    assert_eq!(lab.turn(), Turn { left: FinalCheck::Work, ..IDLE });
     assert_eq!(lab.responses().len(), 4);
-    assert_eq!(lab.turn(), Turn { left: FinalCheck::Idle, refused: None });
+    assert_eq!(lab.turn(), IDLE);
     assert_eq!(lab.responses().len(), 2);
 }
 
@@ -471,7 +706,12 @@ fn a_producer_past_the_ring_stops_it_before_a_slot_is_touched() {
     let mapping = lab.platform.map(lab.guest, &[gref]).unwrap();
     let max = lab.engine.max_indirect();
     lab.queue.ring = BackRing::attach(mapping, Abi::X86_64, max).unwrap();
-    let mut media = Media { disk: &mut lab.disk, access: lab.access, pool: &mut lab.pool };
+    let mut media = Media {
+        disk: &mut lab.disk,
+        access: lab.access,
+        discards: lab.discards,
+        pool: &mut lab.pool,
+    };
     let error = lab.engine.turn(&mut lab.queue, &mut lab.platform, &mut media).unwrap_err();
     let blkif::ProducerOverrun { consumed, produced, room } = error;
     assert_eq!((consumed, produced, room), (0, 33, 32));
@@ -509,7 +749,7 @@ fn the_readme_says_what_is_supported() {
         .map_while(|line| line.strip_prefix("| ")?.strip_suffix(" |")?.split_once(" | "))
         .map(|(name, answer)| (name, answer == "yes"))
         .collect();
-    assert_eq!(rows.len(), 6);
+    assert_eq!(rows.len(), 7);
     for (name, offered) in rows {
         let mut lab = Lab::new();
         let (_, gref) = lab.page(GrantAccess::ReadWrite);
@@ -521,6 +761,9 @@ fn the_readme_says_what_is_supported() {
             "indirect" => indirect(&lab, IndirectOp::Read, 0, &one),
             "barrier" => Operation::Barrier(transfer(0, &one)),
             "discard" => Operation::Discard { sector: Sector(0), nr_sectors: 8, secure: false },
+            "secure discard" => {
+                Operation::Discard { sector: Sector(0), nr_sectors: 8, secure: true }
+            }
             _ => panic!("no operation is called {name}"),
         };
         let expected = if offered { Status::OKAY } else { Status::EOPNOTSUPP };

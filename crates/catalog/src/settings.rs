@@ -13,11 +13,25 @@ pub struct Settings {
     /// `indirect=N`, 0 to 4096: how many segments an indirect request may have
     /// (`feature-max-indirect-segments`). 0 offers none.
     pub max_indirect_segments: u16,
+    /// `ring-order=N`, 0 to 5: the largest ring, in log2 of its pages (`max-ring-page-order`).
+    pub max_ring_order: u32,
+    /// `queues=N`, 1 to 16: how many rings a frontend may have (`multi-queue-max-queues`).
+    pub max_queues: u32,
+    /// `persistent=N`, 0 to 65535: how many pages of a frontend stay mapped for each ring, if it
+    /// uses the same ones again and again (`feature-persistent`). With 0 all data is copied by the
+    /// hypervisor.
+    pub max_persistent: u16,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { settle: Duration::from_millis(200), max_indirect_segments: 256 }
+        Self {
+            settle: Duration::from_millis(200),
+            max_indirect_segments: 256,
+            max_ring_order: 5,
+            max_queues: 4,
+            max_persistent: 1056,
+        }
     }
 }
 
@@ -44,10 +58,21 @@ impl Settings {
                 self.max_indirect_segments =
                     number(value, 0, 4096).map_err(|problem| problem.of(word))?;
             }
+            ("ring-order", value) => {
+                self.max_ring_order =
+                    number(value, 0, 5).map_err(|problem| problem.of(word))?.into();
+            }
+            ("queues", value) => {
+                self.max_queues = number(value, 1, 16).map_err(|problem| problem.of(word))?.into();
+            }
+            ("persistent", value) => {
+                self.max_persistent =
+                    number(value, 0, u16::MAX).map_err(|problem| problem.of(word))?;
+            }
             // The kernel's own word.
             ("selftest", _) => {}
             _ => {
-                let expected = "settle-ms= or indirect=";
+                let expected = "settle-ms=, indirect=, ring-order=, queues= or persistent=";
                 return Err(Problem::UnknownOption { expected }.of(word));
             }
         }
@@ -87,14 +112,20 @@ mod tests {
         assert_eq!(settings.settle, Duration::from_secs(1));
         assert_eq!(settings.max_indirect_segments, 4096);
         assert_eq!(errors, []);
+        let (settings, errors) = parse("ring-order=0 queues=16 persistent=65535");
+        assert_eq!((settings.max_ring_order, settings.max_queues), (0, 16));
+        assert_eq!(settings.max_persistent, 65535);
+        assert_eq!(errors, []);
     }
 
     #[test]
     fn a_bad_word_is_reported_and_changes_nothing() {
-        let (settings, errors) =
-            parse("settle-ms=10001 indirect=-1 indirect= loglevel=9 settle-ms=5");
+        let (settings, errors) = parse(
+            "settle-ms=10001 indirect=-1 indirect= loglevel=9 settle-ms=5 ring-order=6 queues=0 \
+             persistent=65536",
+        );
         assert_eq!(settings, Settings { settle: Duration::from_millis(5), ..Settings::default() });
-        let expected = "settle-ms= or indirect=";
+        let expected = "settle-ms=, indirect=, ring-order=, queues= or persistent=";
         let segments = Problem::Number { min: 0, max: 4096 };
         assert_eq!(
             errors,
@@ -103,6 +134,9 @@ mod tests {
                 segments.of("indirect=-1"),
                 segments.of("indirect="),
                 Problem::UnknownOption { expected }.of("loglevel=9"),
+                Problem::Number { min: 0, max: 5 }.of("ring-order=6"),
+                Problem::Number { min: 1, max: 16 }.of("queues=0"),
+                Problem::Number { min: 0, max: 65535 }.of("persistent=65536"),
             ]
         );
     }

@@ -39,6 +39,15 @@ pub enum Problem {
     /// A size that is none.
     #[error("{0}")]
     Size(SizeError),
+    /// A logical block size that there is not.
+    #[error("expected block=512 or block=4096")]
+    BlockSize,
+    /// A size that is not whole logical blocks.
+    #[error("not a multiple of the block size, {block_bytes}")]
+    PartOfABlock {
+        /// Logical block size in bytes.
+        block_bytes: u32,
+    },
     /// A number that is none, or too large.
     #[error("expected a number from {min} to {max}")]
     Number {

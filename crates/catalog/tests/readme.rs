@@ -12,9 +12,9 @@ fn every_target_of_the_readme_is_one() {
         .lines()
         .map_while(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0))
         .collect();
-    assert_eq!(targets, ["ram,size=SIZE"]);
+    assert_eq!(targets, ["ram,size=SIZE", "ram,size=SIZE,block=4096"]);
     for target in targets {
-        for size in ["512", "8K", "8M", "8G", "8T"] {
+        for size in ["4096", "8K", "8M", "8G", "8T"] {
             let text = target.replace("SIZE", size);
             assert!(Target::parse(&text).is_ok(), "{text}");
         }

@@ -3,8 +3,8 @@
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
-use blkback::{Engine, Event, Media};
-use blkif::{FinalCheck, MaxIndirectSegments};
+use blkback::{Engine, Event, Media, Offer};
+use blkif::{FinalCheck, MaxIndirectSegments, RingOrder};
 use catalog::Settings;
 use store::{Disk, PagePool, PoolError, Progress, Steps};
 use xen_abi::{EvtchnPort, Gfn, Instant};
@@ -24,12 +24,14 @@ const MAX_CLEARED: u32 = 1024;
 /// The driver domain.
 pub struct Domain<P: Platform> {
     pub(crate) settings: Settings,
+    /// What frontends may ask for.
+    pub(crate) offer: Offer,
     pub(crate) xenstore: Xenstore<P::XenstorePage>,
     pub(crate) pool: PagePool<P::Memory>,
     pub(crate) engine: Engine,
     pub(crate) vbds: BTreeMap<VbdKey, Vbd<P::Mapping>>,
-    /// The vbd of each of our ports, by the port's number.
-    pub(crate) ports: Vec<Option<VbdKey>>,
+    /// The vbd of each of our ports and which of its rings, by the port's number.
+    pub(crate) ports: Vec<Option<(VbdKey, usize)>>,
     /// Vbds whose ring may have requests, each once.
     runnable: VecDeque<VbdKey>,
     /// Disks whose pages are being given back.
@@ -109,8 +111,13 @@ impl<P: Platform> Domain<P> {
             pool.nr_reserve()
         ));
         let client = Client::new(&page);
+        let offer = Offer {
+            max_ring_order: RingOrder::new(settings.max_ring_order).unwrap_or(RingOrder::MAX),
+            max_queues: settings.max_queues,
+        };
         let mut domain = Self {
             settings,
+            offer,
             xenstore: Xenstore { page, port: xenstore_port, client, ready: true, broken: false },
             pool,
             engine: Engine::new(area, max_indirect),
@@ -156,14 +163,21 @@ impl<P: Platform> Domain<P> {
     fn event(&mut self, port: EvtchnPort) {
         if port == self.xenstore.port {
             self.xenstore.ready = true;
-        } else if let Some(Some(key)) = self.ports.get(port.0 as usize) {
-            let key = *key;
-            self.enqueue(key);
+        } else if let Some(&Some((key, ring))) = self.ports.get(port.0 as usize) {
+            self.ready(key, ring);
         }
     }
 
-    /// Puts a vbd in the queue of those whose ring may have requests.
-    pub(crate) fn enqueue(&mut self, key: VbdKey) {
+    /// Notes that a ring may have requests, and puts its vbd in the queue of those with work.
+    pub(crate) fn ready(&mut self, key: VbdKey, ring: usize) {
+        let Some(vbd) = self.vbds.get_mut(&key) else { return };
+        if let Some(ring) = vbd.rings.get_mut(ring) {
+            ring.ready = true;
+        }
+        self.enqueue(key);
+    }
+
+    fn enqueue(&mut self, key: VbdKey) {
         if let Some(vbd) = self.vbds.get_mut(&key)
             && !vbd.queued
         {
@@ -249,23 +263,32 @@ impl<P: Platform> Domain<P> {
         }
     }
 
-    /// One vbd's turn.
+    /// One vbd's turn: one of its rings.
     fn serve(&mut self, platform: &mut P, key: VbdKey) {
         let Some(vbd) = self.vbds.get_mut(&key) else { return };
         vbd.queued = false;
-        let (Some(queue), Identity::Open(device)) = (&mut vbd.queue, &mut vbd.identity) else {
+        let Some(at) = vbd.take_ready() else { return };
+        let (ring, Identity::Open(device)) = (&mut vbd.rings[at], &mut vbd.identity) else {
             return;
         };
-        let mut media =
-            Media { disk: &mut device.disk, access: device.access, pool: &mut self.pool };
-        match self.engine.turn(queue, platform, &mut media) {
+        let mut media = Media {
+            disk: &mut device.disk,
+            access: device.access,
+            discards: device.discards,
+            pool: &mut self.pool,
+        };
+        match self.engine.turn(&mut ring.queue, platform, &mut media) {
             Ok(turn) => {
+                ring.ready |= turn.left == FinalCheck::Work;
                 if let Some(refused) = turn.refused
                     && let Some(dropped) = vbd.lines.allow(platform.now())
                 {
                     platform.log(format_args!("{vbd}: {refused}{}", Dropped(dropped)));
                 }
-                if turn.left == FinalCheck::Work {
+                if let Some(status) = turn.lost {
+                    platform.log(format_args!("{vbd}: a grant stays mapped: {status}"));
+                }
+                if vbd.rings.iter().any(|ring| ring.ready) {
                     self.enqueue(key);
                 }
             }

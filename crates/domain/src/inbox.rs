@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use blkback::{Event, Look, Online};
+use blkif::keys;
 use xen_abi::{DomId, XenbusState};
 use xenstore::{Error, ProtocolError, Reply, Request};
 
@@ -232,7 +233,7 @@ impl<P: Platform> Domain<P> {
     fn conclude(&mut self, platform: &mut P, key: VbdKey) {
         let Some(vbd) = self.vbds.get_mut(&key) else { return };
         let Some(inquiry) = vbd.inquiry.take() else { return };
-        match inquiry.subject {
+        match &inquiry.subject {
             Subject::Identity => self.identify(platform, key, &inquiry),
             Subject::Look => {
                 if inquiry.value(0).is_none() {
@@ -248,8 +249,14 @@ impl<P: Platform> Domain<P> {
                     .value(2)
                     .map(|text| XenbusState::parse(text).unwrap_or(XenbusState::Unknown));
                 vbd.handle(Event::Looked(Look { online, frontend }));
+                if let Some(params) = inquiry.value(3) {
+                    self.obey_params(platform, key, params);
+                }
             }
-            Subject::Ring => self.connect(platform, key, &inquiry),
+            Subject::Terms => self.read_rings(platform, key, &inquiry),
+            Subject::Ring(terms, known) => {
+                self.read_ring(platform, key, *terms, known.clone(), &inquiry);
+            }
         }
     }
 }
@@ -279,7 +286,7 @@ fn changed(path: &str) -> Heard {
             Some(Some(domain)),
             Some(Some(devid)),
             // What else changes there is our own writing.
-            None | Some(STATE | ONLINE | FRONTEND | FRONTEND_ID | "params" | "mode"),
+            None | Some(STATE | ONLINE | FRONTEND | FRONTEND_ID | keys::PARAMS | keys::MODE),
         ) => Heard::Found(alloc::vec![VbdKey { frontend: DomId(domain), devid }]),
         _ => Heard::Nothing,
     }

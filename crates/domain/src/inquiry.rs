@@ -1,52 +1,67 @@
 //! Several nodes read at once: an inquiry is over when the last of its answers is there.
 
 use alloc::boxed::Box;
+use alloc::string::String;
 use alloc::vec::Vec;
 
+use blkback::{RingKeys, Terms};
 use blkif::keys;
 
 /// What an inquiry is for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Subject {
     /// What the toolstack wants of this device.
     Identity,
     /// Where both sides stand.
     Look,
-    /// The frontend's ring.
-    Ring,
+    /// What the frontend has chosen.
+    Terms,
+    /// A ring of the frontend; those before it are known.
+    Ring(Terms, Vec<RingKeys>),
 }
 
-/// A node to read.
+/// Whose directory a node is in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Node {
-    /// One of ours.
-    Backend(&'static str),
-    /// One of the frontend's.
-    Frontend(&'static str),
+pub(crate) enum Side {
+    /// Ours.
+    Backend,
+    /// The frontend's.
+    Frontend,
 }
 
 pub(crate) const STATE: &str = "state";
 pub(crate) const ONLINE: &str = "online";
 pub(crate) const FRONTEND: &str = "frontend";
 pub(crate) const FRONTEND_ID: &str = "frontend-id";
+pub(crate) const REMOVABLE: &str = "removable";
 
 impl Subject {
     /// The nodes, in the order of the answers.
-    pub(crate) const fn nodes(self) -> &'static [Node] {
+    pub(crate) fn nodes(&self) -> Vec<(Side, String)> {
+        let backend = |name: &str| (Side::Backend, String::from(name));
+        let frontend = |name: &str| (Side::Frontend, String::from(name));
         match self {
-            Self::Identity => &[
-                Node::Backend(STATE),
-                Node::Backend(FRONTEND),
-                Node::Backend(FRONTEND_ID),
-                Node::Backend(keys::PARAMS),
-                Node::Backend(keys::MODE),
-            ],
-            Self::Look => &[Node::Backend(STATE), Node::Backend(ONLINE), Node::Frontend(STATE)],
-            Self::Ring => &[
-                Node::Frontend(keys::RING_REF),
-                Node::Frontend(keys::EVENT_CHANNEL),
-                Node::Frontend(keys::PROTOCOL),
-            ],
+            Self::Identity => [
+                STATE,
+                FRONTEND,
+                FRONTEND_ID,
+                keys::PARAMS,
+                keys::MODE,
+                keys::DEVICE_TYPE,
+                REMOVABLE,
+                keys::DISCARD_ENABLE,
+            ]
+            .map(backend)
+            .into(),
+            Self::Look => {
+                alloc::vec![backend(STATE), backend(ONLINE), frontend(STATE), backend(keys::PARAMS)]
+            }
+            Self::Terms => Terms::KEYS.map(frontend).into(),
+            Self::Ring(terms, known) => {
+                // As many rings as a frontend may have.
+                let queue = u32::try_from(known.len()).unwrap_or(u32::MAX);
+                terms.ring_keys(queue).into_iter().map(|key| (Side::Frontend, key)).collect()
+            }
         }
     }
 }
@@ -62,9 +77,9 @@ pub(crate) struct Inquiry {
 }
 
 impl Inquiry {
-    pub(crate) fn new(subject: Subject, number: u32) -> Self {
-        let nr = subject.nodes().len();
-        Self { subject, number, nr_unanswered: nr, values: alloc::vec![None; nr] }
+    /// About `nr_nodes` nodes.
+    pub(crate) fn new(subject: Subject, number: u32, nr_nodes: usize) -> Self {
+        Self { subject, number, nr_unanswered: nr_nodes, values: alloc::vec![None; nr_nodes] }
     }
 
     /// Takes the answer for node number `n`; `None` where it cannot be read. Whether it was the
@@ -80,5 +95,15 @@ impl Inquiry {
     /// The value of node number `n`.
     pub(crate) fn value(&self, n: usize) -> Option<&[u8]> {
         self.values.get(n)?.as_deref()
+    }
+
+    /// The first `N` values.
+    pub(crate) fn first<const N: usize>(&self) -> [Option<&[u8]>; N] {
+        core::array::from_fn(|n| self.value(n))
+    }
+
+    /// All values.
+    pub(crate) fn values(&self) -> impl Iterator<Item = Option<&[u8]>> {
+        self.values.iter().map(Option::as_deref)
     }
 }

@@ -15,7 +15,9 @@ mod actions;
 mod domain;
 mod inbox;
 mod inquiry;
+mod open;
 mod platform;
+mod rings;
 mod text;
 mod vbd;
 

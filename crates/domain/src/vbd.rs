@@ -3,9 +3,11 @@
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt;
 
-use blkback::{Action, Event, Handshake, Queue};
+use blkback::{Action, Discards, Event, Handshake, Queue};
+use blkif::keys::VdiskInfo;
 use store::{Access, Disk};
 use xen_abi::{DomId, Instant};
 
@@ -48,8 +50,18 @@ pub(crate) struct Timer {
 pub(crate) struct Device {
     /// The frontend's directory.
     pub(crate) frontend_dir: String,
+    /// `target=`, as it was last obeyed.
+    pub(crate) params: Vec<u8>,
     pub(crate) disk: Disk,
     pub(crate) access: Access,
+    pub(crate) discards: Discards,
+    pub(crate) info: VdiskInfo,
+}
+
+/// A ring, and whether it may have requests.
+pub(crate) struct Ring<M> {
+    pub(crate) queue: Queue<M>,
+    pub(crate) ready: bool,
 }
 
 /// How far our reading of the device's own nodes has come.
@@ -81,8 +93,10 @@ pub(crate) struct Vbd<M> {
     pub(crate) id: VbdId,
     pub(crate) handshake: Handshake,
     pub(crate) identity: Identity,
-    /// The ring, while there is one.
-    pub(crate) queue: Option<Queue<M>>,
+    /// The rings, while it is connected.
+    pub(crate) rings: Vec<Ring<M>>,
+    /// The ring that has its turn next.
+    pub(crate) next_ring: usize,
     /// What is being asked of xenstore.
     pub(crate) inquiry: Option<Inquiry>,
     /// Something has changed since the last look was begun.
@@ -103,7 +117,8 @@ impl<M> Vbd<M> {
             id,
             handshake: Handshake::new(),
             identity: Identity::Unknown,
-            queue: None,
+            rings: Vec::new(),
+            next_ring: 0,
             inquiry: None,
             look: true,
             todo: VecDeque::new(),
@@ -132,6 +147,15 @@ impl<M> Vbd<M> {
     /// What its frontend's watch comes back with.
     pub(crate) fn token(&self) -> String {
         format!("{}", self.id.key)
+    }
+
+    /// Takes the next ring that may have requests, round them all.
+    pub(crate) fn take_ready(&mut self) -> Option<usize> {
+        let nr = self.rings.len();
+        let at = (0..nr).map(|n| (self.next_ring + n) % nr).find(|&at| self.rings[at].ready)?;
+        self.rings[at].ready = false;
+        self.next_ring = (at + 1) % nr;
+        Some(at)
     }
 
     /// Takes an event; what follows from it is then to be done.

@@ -46,9 +46,10 @@ fn a_vbds_life_is_a_few_lines() {
             format!(
                 "{vbd}: attached ram,size=1M, 2048 sectors, read-write; its contents end with the vbd"
             ),
-            format!("{vbd}: connected, ring of 32 requests"),
+            format!("{vbd}: connected, x86_64-abi, 1 ring of 32 requests, persistent grants"),
             format!(
-                "{vbd}: closed after 0 reads (0 sectors), 0 writes (0 sectors), 0 flushes, 0 errors"
+                "{vbd}: closed after 0 reads (0 sectors), 0 writes (0 sectors), 0 flushes, \
+                 0 barriers, 0 discards (0 sectors), 0 errors"
             ),
             format!("{vbd}: detached"),
         ]
@@ -85,7 +86,7 @@ fn a_target_that_cannot_be_served_says_why_and_leaves_nothing_behind() {
             22,
             "`size=big`: not a size, expected a number of bytes or one with K, M, G or T".into(),
         ),
-        ("ram,size=1M,rw", 22, "`rw`: unknown option, expected size=".into()),
+        ("ram,size=1M,rw", 22, "`rw`: unknown option, expected size= or block=".into()),
         (
             "ram,size=4M",
             12,
@@ -151,18 +152,48 @@ fn pretend(lab: &mut Lab, disk: &Device, keys: &[(&str, &str)]) {
 #[test]
 fn a_frontend_whose_keys_are_no_good_is_closed_and_may_try_again() {
     for (keys, reason) in [
-        (&[][..], "the frontend has no ring-ref"),
-        (&[("ring-ref", "8")][..], "the frontend has no event-channel"),
-        (&[("ring-ref", "")][..], "the frontend's ring-ref is no number"),
-        (&[("ring-ref", "-8")][..], "the frontend's ring-ref is no number"),
-        (&[("ring-ref", "4294967296")][..], "the frontend's ring-ref is no number"),
+        (&[][..], "the frontend has no event-channel"),
+        (&[("event-channel", "8")][..], "the frontend has no ring-ref"),
+        (&[("event-channel", "")][..], "the frontend's event-channel is no number"),
+        (&[("event-channel", "1"), ("ring-ref", "-8")][..], "the frontend's ring-ref is no number"),
         (
-            &[("ring-ref", "8"), ("event-channel", "x")][..],
-            "the frontend's event-channel is no number",
+            &[("event-channel", "1"), ("ring-ref", "4294967296")][..],
+            "the frontend's ring-ref is no number",
         ),
-        (&[("protocol", "vax-abi")][..], "the frontend's protocol is not x86_64-abi"),
         (
-            &[("ring-ref", "4000000000"), ("event-channel", "1")][..],
+            &[("protocol", "vax-abi")][..],
+            "the frontend's protocol is neither x86_64-abi nor x86_32-abi",
+        ),
+        (
+            &[("ring-page-order", "6")][..],
+            "the frontend's ring-page-order is 6, 0 to 5 were offered",
+        ),
+        (
+            &[("ring-page-order", "2"), ("num-ring-pages", "8")][..],
+            "the frontend's num-ring-pages is 8, which no ring-page-order is",
+        ),
+        (
+            &[("num-ring-pages", "3")][..],
+            "the frontend's num-ring-pages is 3, which no ring-page-order is",
+        ),
+        (
+            &[("multi-queue-num-queues", "0")][..],
+            "the frontend's multi-queue-num-queues is 0, 1 to 4 were offered",
+        ),
+        (
+            &[("multi-queue-num-queues", "5")][..],
+            "the frontend's multi-queue-num-queues is 5, 1 to 4 were offered",
+        ),
+        (
+            &[("multi-queue-num-queues", "2"), ("event-channel", "1"), ("ring-ref", "8")][..],
+            "the frontend has no queue-0/event-channel",
+        ),
+        (
+            &[("feature-persistent", "yes")][..],
+            "the frontend's feature-persistent is neither 0 nor 1",
+        ),
+        (
+            &[("event-channel", "1"), ("ring-ref", "4000000000")][..],
             "cannot map grant 4000000000: no such grant",
         ),
     ] {
@@ -272,18 +303,40 @@ fn what_the_toolstack_reads_before_2_is_all_that_is_offered() {
     let guest = lab.create_guest();
     let disk = lab.attach(guest, "xvda", "ram,size=1M");
     let xs = lab.machine().xs(guest);
-    let offered: Vec<String> = [
-        "sectors",
-        "sector-size",
-        "physical-sector-size",
-        "info",
-        "feature-flush-cache",
-        "feature-max-indirect-segments",
-    ]
-    .iter()
-    .map(|key| xs.read(&format!("{}/{key}", disk.backend_path())).unwrap())
-    .collect();
-    assert_eq!(offered, ["2048", "512", "4096", "0", "1", "256"]);
+    let offered = |disk: &Device| -> Vec<String> {
+        [
+            "sectors",
+            "sector-size",
+            "physical-sector-size",
+            "info",
+            "feature-flush-cache",
+            "feature-barrier",
+            "feature-discard",
+            "discard-granularity",
+            "discard-secure",
+            "feature-persistent",
+            "feature-max-indirect-segments",
+            "max-ring-page-order",
+            "max-ring-pages",
+            "multi-queue-max-queues",
+        ]
+        .iter()
+        .map(|key| xs.get(&format!("{}/{key}", disk.backend_path())).unwrap_or("-".into()))
+        .collect()
+    };
+    let all = ["2048", "512", "4096", "0", "1", "1", "1", "4096", "1", "1", "256", "5", "32", "4"];
+    assert_eq!(offered(&disk), all);
+    // A key whose value is the protocol's default is not written.
+    let disk = lab.attach(guest, "xvdc", "ram,size=1M,block=4096");
+    let large = ["2048", "4096", "-", "0", "1", "1", "1", "-", "1", "1", "256", "5", "32", "4"];
+    assert_eq!(offered(&disk), large);
+    let spec = DiskSpec { discard_enable: Some("0"), ..DiskSpec::new("xvdd", "ram,size=1M") };
+    let disk = lab.try_attach(guest, &spec).unwrap();
+    let kept = ["2048", "512", "4096", "0", "1", "1", "-", "-", "-", "1", "256", "5", "32", "4"];
+    assert_eq!(offered(&disk), kept);
+    let spec = DiskSpec { device_type: "cdrom", ..DiskSpec::new("xvde", "ram,size=1M") };
+    let disk = lab.try_attach(guest, &spec.read_only()).unwrap();
+    assert_eq!(offered(&disk)[3], "7");
     let spec = DiskSpec::new("xvdb", "ram,size=1M").read_only();
     let disk = lab.try_attach(guest, &spec).unwrap();
     let info = format!("{}/info", disk.backend_path());
@@ -296,7 +349,9 @@ fn words_of_the_command_line_are_obeyed_or_named() {
     let said = lab.machine().console();
     assert!(
         said.contains(
-            &"command line: `frobnicate`: unknown option, expected settle-ms= or indirect=".into()
+            &"command line: `frobnicate`: unknown option, expected settle-ms=, indirect=, \
+              ring-order=, queues= or persistent="
+                .into()
         ),
         "{said:?}"
     );
@@ -310,6 +365,55 @@ fn words_of_the_command_line_are_obeyed_or_named() {
 }
 
 #[test]
+fn a_disk_in_use_grows_when_its_params_do() {
+    let mut lab = Lab::new(12).memory_pages(1000).start();
+    let guest = lab.create_guest();
+    let disk = lab.attach(guest, "xvda", "ram,size=1M");
+    lab.connect(disk);
+    lab.random_io(disk, 50);
+    let seen = lab.machine().console().len();
+    let params = format!("{}/params", disk.backend_path());
+    let sectors = format!("{}/sectors", disk.backend_path());
+    let xs = lab.machine().xs(DOM0);
+    for (target, expected) in [
+        ("ram,size=2M", "4096"),
+        ("ram,size=1M", "4096"),
+        ("ram,size=64M", "4096"),
+        ("ram,size=3M,block=4096", "4096"),
+        ("floppy", "4096"),
+        ("ram,size=3M", "6144"),
+    ] {
+        xs.write(&params, target).unwrap();
+        lab.settle();
+        assert_eq!(xs.read(&sectors).unwrap(), expected, "{target}");
+    }
+    let vbd = format!("vbd {guest}/51712");
+    assert_eq!(
+        lines(&lab, seen),
+        [
+            format!("{vbd}: resized to 4096 sectors"),
+            format!(
+                "{vbd}: cannot become target=ram,size=1M: 2048 sectors are fewer than the disk's 4096"
+            ),
+            format!(
+                "{vbd}: cannot become target=ram,size=64M: the full disk takes 16401 pages, all \
+                 disks together can have 920"
+            ),
+            format!(
+                "{vbd}: cannot become target=ram,size=3M,block=4096: the block size of a disk in \
+                 use cannot change"
+            ),
+            format!("{vbd}: cannot become target=floppy: `floppy`: no such disk, expected ram"),
+            format!("{vbd}: resized to 6144 sectors"),
+        ]
+    );
+    assert_eq!(disk.backend_state(lab.machine()), Some(XenbusState::Connected));
+    lab.random_io(disk, 200);
+    lab.detach(disk);
+    lab.assert_clean();
+}
+
+#[test]
 fn a_shutdown_lets_go_of_everything() {
     let mut lab = Lab::new(10).start();
     let guest = lab.create_guest();
@@ -319,7 +423,8 @@ fn a_shutdown_lets_go_of_everything() {
         lab.random_io(disk, 50);
     }
     let us = lab.domid();
-    assert_eq!(lab.machine().grants().nr_handles(us), 2);
+    // Two rings, and the pages that stay mapped.
+    assert!(lab.machine().grants().nr_handles(us) > 2);
     assert_eq!(lab.shutdown(), domain::ShutdownReason::PowerOff);
     assert_eq!(lab.machine().grants().nr_handles(us), 0);
     // xenstore's alone.

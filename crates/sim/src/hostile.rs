@@ -163,12 +163,17 @@ impl Hostile {
             let rng = std::cell::RefCell::new(self.rng.fork());
             page.set_hook(move |page, access| mutate(page, access, &mut rng.borrow_mut()));
         }
+        // Nonsense that it wrote before would keep it from its ring for good.
+        for name in [keys::RING_PAGE_ORDER, keys::NUM_RING_PAGES, keys::MULTI_QUEUE_NUM_QUEUES] {
+            if !self.rng.one_in(8) {
+                let _ = self.xs.rm(&format!("{}/{name}", self.device.frontend_path()));
+            }
+        }
         self.write(keys::RING_REF, gref);
         self.write(keys::EVENT_CHANNEL, port);
         self.write(keys::PROTOCOL, self.abi.protocol());
-        if self.rng.one_in(2) {
-            self.write(keys::FEATURE_PERSISTENT, 1);
-        }
+        let persistent = u8::from(self.rng.one_in(2));
+        self.write(keys::FEATURE_PERSISTENT, persistent);
         let state = self.rng.between(3, 4);
         self.write("state", state);
         self.ring = Some(Ring { page, gref, port, req_prod: 0 });

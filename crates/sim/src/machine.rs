@@ -50,6 +50,8 @@ pub struct Counters {
     pub copy_calls: u64,
     /// Copies.
     pub copies: u64,
+    /// Copies from or to pages that stay mapped: no call at all.
+    pub mapped_copies: u64,
     /// Events sent.
     pub sends: u64,
 }

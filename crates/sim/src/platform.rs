@@ -210,6 +210,52 @@ impl Grants for SimPlatform {
         result
     }
 
+    fn map_each(
+        &mut self,
+        peer: DomId,
+        grefs: &[GrantRef],
+        mut mapped: impl FnMut(GrantRef, Result<SimMapping, GntStatus>),
+    ) {
+        self.machine.count(|counters| {
+            counters.map_calls += 1;
+            counters.maps += grefs.len() as u64;
+        });
+        for &gref in grefs {
+            if self.nr_mapped_pages == self.map_space_pages {
+                mapped(gref, Err(GntStatus::NO_SPACE));
+                continue;
+            }
+            let page = self.machine.grants().map(self.domid, peer, gref, GrantAccess::ReadWrite);
+            mapped(
+                gref,
+                page.map(|(handle, page)| {
+                    self.nr_mapped_pages += 1;
+                    SimMapping { region: Region::mapped(vec![page]), handles: vec![handle] }
+                }),
+            );
+        }
+    }
+
+    fn unmap_each(&mut self, mappings: &mut Vec<SimMapping>) -> Result<(), GntStatus> {
+        let mappings = core::mem::take(mappings);
+        let handles = mappings.into_iter().flat_map(|mapping| mapping.handles).collect();
+        self.unmap(SimMapping { region: Region::mapped(Vec::new()), handles })
+    }
+
+    fn copy_in(&mut self, from: &SimMapping, offset: u16, to: FrameAddr, len_bytes: u16) {
+        self.machine.count(|counters| counters.mapped_copies += 1);
+        let mut bytes = vec![0; len_bytes.into()];
+        from.region.read(offset.into(), &mut bytes);
+        self.frames.write(to, &bytes);
+    }
+
+    fn copy_out(&mut self, from: FrameAddr, to: &SimMapping, offset: u16, len_bytes: u16) {
+        self.machine.count(|counters| counters.mapped_copies += 1);
+        let mut bytes = vec![0; len_bytes.into()];
+        self.frames.read(from, &mut bytes);
+        to.region.write(offset.into(), &bytes);
+    }
+
     fn copy(&mut self, copies: &mut [GnttabCopy]) {
         self.machine.count(|counters| {
             counters.copy_calls += 1;

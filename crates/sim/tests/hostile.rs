@@ -37,8 +37,8 @@ fn a_hostile_guest_reaches_the_ring() {
     let disk = lab.attach(guest, "xvda", "ram,size=1M");
     lab.attack(disk, Abi::X86_64);
     lab.run_for(Duration::from_secs(2));
-    assert!(lab.calm(disk) > 10_000, "slots were filled");
-    let served = lab.machine().counters();
+    let (slots, served) = (lab.calm(disk), lab.machine().counters());
+    assert!(slots > 1_000, "{slots} slots were filled");
     assert!(served.maps > 3 && served.copies > 1000, "and served: {served:?}");
     lab.destroy(guest);
     lab.assert_clean();
@@ -72,7 +72,7 @@ fn every_byte_of_the_ring_and_of_an_indirect_table_is_fetched_once() {
     let transfer = Transfer { sector: Sector(2040), segments };
     queue.push(&Request { id: RequestId(2), handle: 0, op: Operation::Write(transfer) });
     queue.publish();
-    lab.run_for(Duration::from_millis(1));
+    lab.settle();
     let queue = &mut lab.frontend(disk).queues()[0];
     let answers: Vec<_> = queue.responses().iter().map(|r| (r.id.0, r.status)).collect();
     assert_eq!(answers, [(1, Status::OKAY), (2, Status::OKAY)]);

@@ -71,6 +71,15 @@ pub enum Progress {
     More,
 }
 
+/// What a discard must come to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Discard {
+    /// The contents are of no more use; what reads back is up to the store.
+    Plain,
+    /// The contents are gone for good, and read back as zeroes.
+    Secure,
+}
+
 /// How much work a call may do: about a page each step.
 #[derive(Debug)]
 pub struct Steps {
@@ -143,6 +152,19 @@ pub trait BlockStore<M: FrameMemory> {
     /// Gives a write up: the disk is as it was.
     fn abort_write(&mut self, pool: &mut PagePool<M>, write: OpenWrite);
 
+    /// Gives a range up, at most `steps` of it at a time.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] while a write is open; or why it cannot be done, and how much of it
+    /// was done already is not told.
+    fn discard(
+        &mut self,
+        pool: &mut PagePool<M>,
+        range: SectorRange,
+        discard: Discard,
+        steps: &mut Steps,
+    ) -> Result<Progress, StoreError>;
+
     /// Makes every committed write durable, as far as the store can.
     ///
     /// # Errors
@@ -192,6 +214,14 @@ pub enum StoreError {
         needed: u64,
         /// Pages that disks can have.
         usable: u64,
+    },
+    /// A disk in use does not become smaller.
+    #[error("{wanted} sectors are fewer than the disk's {nr_sectors}")]
+    Shrinks {
+        /// Sectors that were asked for.
+        wanted: u64,
+        /// Sectors that it has.
+        nr_sectors: u64,
     },
     /// The pool has no page for it.
     #[error("no memory: {free} of {total} pages are free")]

@@ -1,7 +1,7 @@
 //! The closed set of stores.
 
 use crate::block_store::{
-    BlockStore, ExtentSink, OpenRead, OpenWrite, Progress, Steps, StoreError,
+    BlockStore, Discard, ExtentSink, OpenRead, OpenWrite, Progress, Steps, StoreError,
 };
 use crate::geometry::{Geometry, SectorRange};
 use crate::memory::FrameMemory;
@@ -68,6 +68,18 @@ impl<M: FrameMemory> BlockStore<M> for Disk {
     fn abort_write(&mut self, pool: &mut PagePool<M>, write: OpenWrite) {
         match self {
             Self::Ram(disk) => disk.abort_write(pool, write),
+        }
+    }
+
+    fn discard(
+        &mut self,
+        pool: &mut PagePool<M>,
+        range: SectorRange,
+        discard: Discard,
+        steps: &mut Steps,
+    ) -> Result<Progress, StoreError> {
+        match self {
+            Self::Ram(disk) => disk.discard(pool, range, discard, steps),
         }
     }
 

@@ -59,8 +59,26 @@ pub struct Geometry {
     pub physical_bytes: u32,
     /// Whether it may be written.
     pub access: Access,
-    /// The unit in bytes in which a discard frees space; `None` where it frees none.
-    pub discard_granularity_bytes: Option<u32>,
+    /// What discards come to; `None` where the disk knows none.
+    pub discard: Option<DiscardLimits>,
+}
+
+/// What discards come to on a disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DiscardLimits {
+    /// The unit in bytes in which they free space, from the disk's start on.
+    pub granularity_bytes: u32,
+    /// Whether contents can be made to be gone for good.
+    pub secure: SecureDiscard,
+}
+
+/// Whether a disk can do secure discards.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SecureDiscard {
+    /// It can.
+    Offered,
+    /// It cannot: others may share what it gives up.
+    No,
 }
 
 /// A run of sectors that lies on the disk, whole logical blocks and at least one.

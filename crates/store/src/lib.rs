@@ -17,10 +17,13 @@ mod ram;
 mod table;
 
 pub use block_store::{
-    BlockStore, Extent, ExtentSink, OpenRead, OpenWrite, Progress, Steps, StoreError,
+    BlockStore, Discard, Extent, ExtentSink, OpenRead, OpenWrite, Progress, Steps, StoreError,
 };
 pub use disk::Disk;
-pub use geometry::{Access, BlockSize, Geometry, SECTOR_SHIFT, SECTOR_SIZE, SectorRange};
+pub use geometry::{
+    Access, BlockSize, DiscardLimits, Geometry, SECTOR_SHIFT, SECTOR_SIZE, SectorRange,
+    SecureDiscard,
+};
 pub use memory::{FrameAddr, FrameMemory};
 pub use pool::{PagePool, PoolError, Want};
 pub use ram::RamDisk;

@@ -197,6 +197,15 @@ impl<M: FrameMemory> PagePool<M> {
         }
     }
 
+    /// As [`release`](Self::release), and nothing is left of what the page held when the last
+    /// reference is gone.
+    pub fn release_erased(&mut self, page: Gfn) {
+        if self.word(self.index(page)) == 1 {
+            self.memory.zero(FrameAddr::start_of(page), PAGE_SIZE);
+        }
+        self.release(page);
+    }
+
     /// Makes a page, fresh from [`take`](Self::take), the one that comes after `after` in a list
     /// of reserved pages, and ends the list there.
     pub(crate) fn link_reserved(&mut self, after: Option<Gfn>, page: Gfn) {
@@ -215,6 +224,11 @@ impl<M: FrameMemory> PagePool<M> {
         let next = self.word(index);
         self.set_word(index, 1);
         (next != NIL).then(|| self.gfn(next))
+    }
+
+    /// Whether a read is open.
+    pub(crate) const fn is_read(&self) -> bool {
+        self.nr_reads > 0
     }
 
     /// A read begins: from now on no page changes hands until [`end_read`](Self::end_read).

@@ -6,9 +6,11 @@ use core::ops::Range;
 use xen_abi::{Gfn, PAGE_SIZE};
 
 use crate::block_store::{
-    BlockStore, Extent, ExtentSink, OpenRead, OpenWrite, Progress, Steps, StoreError,
+    BlockStore, Discard, Extent, ExtentSink, OpenRead, OpenWrite, Progress, Steps, StoreError,
 };
-use crate::geometry::{Access, BlockSize, Geometry, SECTOR_SIZE, SectorRange};
+use crate::geometry::{
+    Access, BlockSize, DiscardLimits, Geometry, SECTOR_SIZE, SectorRange, SecureDiscard,
+};
 use crate::memory::{FrameAddr, FrameMemory};
 use crate::pool::{PagePool, Want};
 use crate::table::PageTable;
@@ -25,6 +27,7 @@ const MAX_OPEN_WRITES: usize = 64;
 #[derive(Debug)]
 pub struct RamDisk {
     nr_sectors: u64,
+    logical: BlockSize,
     /// Pages that it can have.
     cap_pages: u64,
     /// Pages that it has, those of open writes included.
@@ -53,33 +56,67 @@ impl RamDisk {
     /// set aside, but an otherwise empty pool must be able to hold that many.
     ///
     /// # Errors
-    /// [`StoreError::Empty`] or [`StoreError::TooLarge`].
+    /// [`StoreError::Empty`], [`StoreError::Misaligned`] or [`StoreError::TooLarge`].
     pub fn new<M: FrameMemory>(
         nr_sectors: u64,
+        logical: BlockSize,
         cap_pages: u64,
         pool: &PagePool<M>,
     ) -> Result<Self, StoreError> {
-        if nr_sectors == 0 {
-            return Err(StoreError::Empty);
+        check_size(nr_sectors, logical, cap_pages, pool)?;
+        Ok(Self {
+            nr_sectors,
+            logical,
+            cap_pages,
+            nr_pages: 0,
+            table: PageTable::new(nr_sectors.div_ceil(SECTORS_PER_PAGE)),
+            open_writes: Vec::with_capacity(MAX_OPEN_WRITES),
+        })
+    }
+
+    /// Makes the disk larger; what is new of it reads as zeroes.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), [`StoreError::Shrinks`], or [`StoreError::NoMemory`]; the disk is
+    /// then as it was.
+    pub fn grow<M: FrameMemory>(
+        &mut self,
+        pool: &mut PagePool<M>,
+        nr_sectors: u64,
+        cap_pages: u64,
+    ) -> Result<(), StoreError> {
+        if nr_sectors < self.nr_sectors {
+            return Err(StoreError::Shrinks { wanted: nr_sectors, nr_sectors: self.nr_sectors });
         }
-        let table = PageTable::new(nr_sectors.div_ceil(SECTORS_PER_PAGE));
-        let needed = cap_pages.saturating_add(table.nr_nodes(cap_pages));
-        let usable = pool.nr_total() - pool.nr_reserve();
-        if needed > usable {
-            return Err(StoreError::TooLarge { needed, usable });
-        }
-        let open_writes = Vec::with_capacity(MAX_OPEN_WRITES);
-        Ok(Self { nr_sectors, cap_pages, nr_pages: 0, table, open_writes })
+        check_size(nr_sectors, self.logical, cap_pages, pool)?;
+        self.table.grow(pool, nr_sectors.div_ceil(SECTORS_PER_PAGE))?;
+        self.nr_sectors = nr_sectors;
+        self.cap_pages = cap_pages.max(self.cap_pages);
+        Ok(())
     }
 
     /// Gives its pages back to the pool, a step each. The disk is empty when it is done.
     pub fn clear<M: FrameMemory>(&mut self, pool: &mut PagePool<M>, steps: &mut Steps) -> Progress {
         debug_assert!(self.open_writes.is_empty(), "a disk is cleared beside open writes");
-        let progress = self.table.clear(pool, steps);
-        if progress == Progress::Done {
-            self.nr_pages = 0;
+        let nr_pages = &mut self.nr_pages;
+        self.table.remove(pool, 0..u64::MAX, steps, &mut |pool, page| {
+            pool.release(page);
+            *nr_pages -= 1;
+        })
+    }
+
+    /// Writes zeroes over the parts of a range that cover no whole page. No write is open.
+    fn erase_edges<M: FrameMemory>(&self, pool: &mut PagePool<M>, range: SectorRange) {
+        let pages = pages(range);
+        for number in [pages.start, pages.end - 1] {
+            let bytes = bytes_in_page(range, number);
+            if bytes.len() < PAGE_SIZE
+                && let Some(page) = self.table.get(pool, number)
+            {
+                let at = FrameAddr::start_of(page).after(bytes.start);
+                pool.memory_mut().zero(at, bytes.len());
+            }
         }
-        progress
     }
 
     /// Whether a write may go beside those that are open. Two that meet in a page are harmless as
@@ -155,10 +192,13 @@ impl<M: FrameMemory> BlockStore<M> for RamDisk {
     fn geometry(&self) -> Geometry {
         Geometry {
             nr_sectors: self.nr_sectors,
-            logical: BlockSize::B512,
+            logical: self.logical,
             physical_bytes: BlockSize::B4096.bytes(),
             access: Access::ReadWrite,
-            discard_granularity_bytes: None,
+            discard: Some(DiscardLimits {
+                granularity_bytes: BlockSize::B4096.bytes(),
+                secure: SecureDiscard::Offered,
+            }),
         }
     }
 
@@ -246,9 +286,62 @@ impl<M: FrameMemory> BlockStore<M> for RamDisk {
         self.give_back(pool, &write);
     }
 
+    fn discard(
+        &mut self,
+        pool: &mut PagePool<M>,
+        range: SectorRange,
+        discard: Discard,
+        steps: &mut Steps,
+    ) -> Result<Progress, StoreError> {
+        // What an open read refers to must not be erased under it.
+        if !self.open_writes.is_empty() || (discard == Discard::Secure && pool.is_read()) {
+            return Err(StoreError::Busy);
+        }
+        // The disk's last page is whole where the disk ends.
+        let end = match range.end() {
+            end if end == self.nr_sectors => end.div_ceil(SECTORS_PER_PAGE),
+            end => end / SECTORS_PER_PAGE,
+        };
+        let whole = range.first().div_ceil(SECTORS_PER_PAGE)..end;
+        let nr_pages = &mut self.nr_pages;
+        let progress = self.table.remove(pool, whole, steps, &mut |pool, page| {
+            match discard {
+                Discard::Plain => pool.release(page),
+                Discard::Secure => pool.release_erased(page),
+            }
+            *nr_pages -= 1;
+        });
+        if progress == Progress::Done && discard == Discard::Secure {
+            self.erase_edges(pool, range);
+        }
+        Ok(progress)
+    }
+
     fn flush(&mut self, _pool: &mut PagePool<M>) -> Result<(), StoreError> {
         Ok(())
     }
+}
+
+fn check_size<M: FrameMemory>(
+    nr_sectors: u64,
+    logical: BlockSize,
+    cap_pages: u64,
+    pool: &PagePool<M>,
+) -> Result<(), StoreError> {
+    if nr_sectors == 0 {
+        return Err(StoreError::Empty);
+    }
+    let block = logical.sectors();
+    if !nr_sectors.is_multiple_of(block) {
+        return Err(StoreError::Misaligned { first: 0, nr: nr_sectors, block });
+    }
+    let table = PageTable::new(nr_sectors.div_ceil(SECTORS_PER_PAGE));
+    let needed = cap_pages.saturating_add(table.nr_nodes(cap_pages));
+    let usable = pool.nr_total() - pool.nr_reserve();
+    if needed > usable {
+        return Err(StoreError::TooLarge { needed, usable });
+    }
+    Ok(())
 }
 
 /// The numbers of the pages that a range touches.

@@ -3,6 +3,8 @@
 //! A node holds 1024 entries of 32 bits, each the frame number of the node or page below it, or 0
 //! for none. A fully written disk pays a word a page, an empty one nothing.
 
+use core::ops::Range;
+
 use xen_abi::{Gfn, PAGE_SIZE};
 
 use crate::block_store::{Progress, Steps, StoreError};
@@ -88,48 +90,109 @@ impl PageTable {
         old
     }
 
-    /// Gives pages and nodes back to the pool until none are left, a step each.
-    pub(crate) fn clear<M: FrameMemory>(
+    /// Takes the pages of a range out of the table, a step each, and gives them to `release`.
+    /// Nodes with nothing but such pages below them go back to the pool.
+    pub(crate) fn remove<M: FrameMemory>(
         &mut self,
         pool: &mut PagePool<M>,
+        range: Range<u64>,
         steps: &mut Steps,
+        release: &mut impl FnMut(&mut PagePool<M>, Gfn),
     ) -> Progress {
         let Some(root) = self.root else { return Progress::Done };
-        if clear_node(pool, root, self.nr_levels - 1, steps) == Progress::More {
-            return Progress::More;
+        let node = Node { gfn: root, level: self.nr_levels - 1, first: 0 };
+        match remove_below(pool, node, &range, steps, release) {
+            (Progress::Done, Left::Nothing) => {
+                pool.release(root);
+                self.root = None;
+                Progress::Done
+            }
+            (progress, _) => progress,
         }
-        self.root = None;
-        Progress::Done
+    }
+
+    /// Makes room for `nr_pages` pages.
+    pub(crate) fn grow<M: FrameMemory>(
+        &mut self,
+        pool: &mut PagePool<M>,
+        nr_pages: u64,
+    ) -> Result<(), StoreError> {
+        let Self { nr_levels, .. } = Self::new(nr_pages);
+        while self.nr_levels < nr_levels {
+            if let Some(root) = self.root {
+                let above = new_node(pool)?;
+                store(pool, FrameAddr::start_of(above), Some(root));
+                self.root = Some(above);
+            }
+            self.nr_levels += 1;
+        }
+        Ok(())
     }
 }
 
-/// Gives all below a node and then the node itself back. No deeper than the table has levels.
-fn clear_node<M: FrameMemory>(
-    pool: &mut PagePool<M>,
-    node: Gfn,
+/// A node and where it stands.
+#[derive(Clone, Copy)]
+struct Node {
+    gfn: Gfn,
+    /// Levels above the lowest.
     level: u32,
+    /// The first page below it.
+    first: u64,
+}
+
+impl Node {
+    /// Pages below each of its entries.
+    const fn stride(&self) -> u64 {
+        1 << (self.level * FANOUT_SHIFT)
+    }
+}
+
+/// Whether a node still has entries.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Left {
+    Nothing,
+    Something,
+}
+
+/// Removes what a range covers below a node. No deeper than the table has levels.
+fn remove_below<M: FrameMemory>(
+    pool: &mut PagePool<M>,
+    node: Node,
+    range: &Range<u64>,
     steps: &mut Steps,
-) -> Progress {
-    for number in 0..FANOUT {
-        let at = entry(node, 0, number);
+    release: &mut impl FnMut(&mut PagePool<M>, Gfn),
+) -> (Progress, Left) {
+    let mut left = Left::Nothing;
+    for index in 0..FANOUT {
+        let first = node.first + index * node.stride();
+        let at = entry(node.gfn, 0, index);
         let Some(below) = load(pool, at) else { continue };
-        if level > 0 {
-            if clear_node(pool, below, level - 1, steps) == Progress::More {
-                return Progress::More;
+        if first >= range.end || first + node.stride() <= range.start {
+            left = Left::Something;
+            continue;
+        }
+        if node.level > 0 {
+            let child = Node { gfn: below, level: node.level - 1, first };
+            match remove_below(pool, child, range, steps, release) {
+                (Progress::More, _) => return (Progress::More, Left::Something),
+                (Progress::Done, Left::Something) => {
+                    left = Left::Something;
+                    continue;
+                }
+                (Progress::Done, Left::Nothing) => {
+                    store(pool, at, None);
+                    pool.release(below);
+                }
             }
         } else {
             if !steps.take() {
-                return Progress::More;
+                return (Progress::More, Left::Something);
             }
-            pool.release(below);
+            store(pool, at, None);
+            release(pool, below);
         }
-        store(pool, at, None);
     }
-    if !steps.take() {
-        return Progress::More;
-    }
-    pool.release(node);
-    Progress::Done
+    (Progress::Done, left)
 }
 
 /// Where the entry for page `number` is, in a node `level` levels above the lowest.

@@ -6,8 +6,8 @@ mod frames;
 use frames::{Frames, POISON, SECTOR, fill, pool, read, write};
 use proptest::prelude::*;
 use store::{
-    BlockStore, Extent, FrameAddr, FrameMemory, PagePool, PoolError, Progress, RamDisk,
-    SectorRange, Steps, StoreError, Want,
+    BlockSize, BlockStore, Discard, Extent, FrameAddr, FrameMemory, PagePool, PoolError, Progress,
+    RamDisk, SectorRange, Steps, StoreError, Want,
 };
 use xen_abi::{Gfn, PAGE_SIZE};
 
@@ -16,7 +16,7 @@ fn range(disk: &RamDisk, first: u64, nr: u64) -> SectorRange {
 }
 
 fn disk(nr_sectors: u64, cap_pages: u64, pool: &PagePool<Frames>) -> RamDisk {
-    RamDisk::new(nr_sectors, cap_pages, pool).unwrap()
+    RamDisk::new(nr_sectors, BlockSize::B512, cap_pages, pool).unwrap()
 }
 
 fn clear(disk: &mut RamDisk, pool: &mut PagePool<Frames>) {
@@ -35,7 +35,7 @@ fn a_range_is_checked_against_the_disk() {
     assert_eq!(on(u64::MAX, 2), past(u64::MAX, 2));
     assert_eq!(on(1, u64::MAX), past(1, u64::MAX));
 
-    let blocks = store::Geometry { logical: store::BlockSize::B4096, ..geometry };
+    let blocks = store::Geometry { logical: BlockSize::B4096, ..geometry };
     assert_eq!(
         SectorRange::on(&blocks, 8, 4),
         Err(StoreError::Misaligned { first: 8, nr: 4, block: 8 })
@@ -205,7 +205,9 @@ fn a_disk_has_no_more_pages_than_its_cap() {
 #[test]
 fn a_disk_that_the_pool_could_never_hold_is_refused() {
     let pool = pool(66);
-    let new = |nr_sectors, cap_pages| RamDisk::new(nr_sectors, cap_pages, &pool).map(|_| ());
+    let new = |nr_sectors, cap_pages| {
+        RamDisk::new(nr_sectors, BlockSize::B512, cap_pages, &pool).map(|_| ())
+    };
     assert_eq!(new(0, 1), Err(StoreError::Empty));
     assert_eq!(new(59 * 8, 59), Ok(()));
     assert_eq!(new(60 * 8, 60), Err(StoreError::TooLarge { needed: 61, usable: 60 }));
@@ -249,11 +251,113 @@ fn a_range_of_bytes_runs_on_into_the_next_frame() {
     assert_eq!(at.after(96 + 8192), FrameAddr { gfn: Gfn(10), offset: 0 });
 }
 
+fn discard(
+    disk: &mut RamDisk,
+    pool: &mut PagePool<Frames>,
+    first: u64,
+    nr: u64,
+    kind: Discard,
+) -> u32 {
+    let range = range(disk, first, nr);
+    let mut calls = 1;
+    while disk.discard(pool, range, kind, &mut Steps::new(3)).unwrap() == Progress::More {
+        calls += 1;
+    }
+    calls
+}
+
+#[test]
+fn a_discard_gives_whole_pages_back_in_bounded_steps() {
+    let mut pool = pool(66);
+    let free = pool.nr_free();
+    let mut disk = disk(1 << 20, 20, &pool);
+    write(&mut disk, &mut pool, 0, &[1; 20 * PAGE_SIZE]).unwrap();
+    // 18 whole pages, and parts of two that stay as they are.
+    assert_eq!(discard(&mut disk, &mut pool, 4, 152, Discard::Plain), 6);
+    assert_eq!(free - pool.nr_free(), 2 + 2);
+    assert_eq!(read(&mut disk, &mut pool, 0, 8), [1; PAGE_SIZE]);
+    assert_eq!(read(&mut disk, &mut pool, 8, 144), vec![0; 18 * PAGE_SIZE]);
+    // The cap counts what is there now.
+    write(&mut disk, &mut pool, 1000, &[2; 17 * PAGE_SIZE]).unwrap();
+    // All of the disk, its nodes included.
+    discard(&mut disk, &mut pool, 0, 1 << 20, Discard::Plain);
+    assert_eq!(pool.nr_free(), free);
+}
+
+#[test]
+fn a_secure_discard_leaves_nothing_of_what_it_covers() {
+    let mut pool = pool(66);
+    let mut disk = disk(84, 20, &pool);
+    write(&mut disk, &mut pool, 0, &[0x77; 84 * SECTOR]).unwrap();
+    discard(&mut disk, &mut pool, 3, 10, Discard::Secure);
+    let mut expected = vec![0x77; 84 * SECTOR];
+    expected[3 * SECTOR..13 * SECTOR].fill(0);
+    assert_eq!(read(&mut disk, &mut pool, 0, 84), expected);
+    // The disk's last page ends with the disk.
+    discard(&mut disk, &mut pool, 0, 84, Discard::Secure);
+    let nr_pages = pool.nr_free();
+    assert_eq!(nr_pages, pool.nr_total());
+    let mut seen = [0; PAGE_SIZE];
+    for gfn in 16..16 + 66 {
+        pool.memory().read(FrameAddr::start_of(Gfn(gfn)), &mut seen);
+        assert!(!seen.contains(&0x77), "frame {gfn}");
+    }
+}
+
+#[test]
+fn a_discard_waits_for_open_requests() {
+    let mut pool = pool(66);
+    let mut disk = disk(800, 50, &pool);
+    let all = range(&disk, 0, 800);
+    let try_discard = |disk: &mut RamDisk, pool: &mut PagePool<Frames>, kind| {
+        disk.discard(pool, all, kind, &mut Steps::new(1000))
+    };
+    let open = disk.begin_write(&mut pool, all, &mut |_| ());
+    assert_eq!(open.unwrap_err(), StoreError::CapReached { cap_pages: 50 });
+    let part = range(&disk, 0, 8);
+    let open = disk.begin_write(&mut pool, part, &mut |_| ()).unwrap();
+    assert_eq!(try_discard(&mut disk, &mut pool, Discard::Plain), Err(StoreError::Busy));
+    disk.commit_write(&mut pool, open);
+    let open = disk.begin_read(&mut pool, part, &mut |_| ()).unwrap();
+    assert_eq!(try_discard(&mut disk, &mut pool, Discard::Secure), Err(StoreError::Busy));
+    assert_eq!(try_discard(&mut disk, &mut pool, Discard::Plain), Ok(Progress::Done));
+    disk.end_read(&mut pool, open);
+    assert_eq!(try_discard(&mut disk, &mut pool, Discard::Secure), Ok(Progress::Done));
+}
+
+#[test]
+fn a_disk_grows_and_keeps_what_it_has() {
+    let mut pool = pool(66);
+    let mut disk = disk(8, 1, &pool);
+    write(&mut disk, &mut pool, 0, &[6; PAGE_SIZE]).unwrap();
+    assert_eq!(disk.grow(&mut pool, 7, 1), Err(StoreError::Shrinks { wanted: 7, nr_sectors: 8 }));
+    assert_eq!(disk.grow(&mut pool, 800, 60), Err(StoreError::TooLarge { needed: 61, usable: 60 }));
+    // From one level of nodes to four.
+    disk.grow(&mut pool, 8 << 31, 20).unwrap();
+    assert_eq!(read(&mut disk, &mut pool, 0, 8), [6; PAGE_SIZE]);
+    let last = (8 << 31) - 8;
+    write(&mut disk, &mut pool, last, &[7; PAGE_SIZE]).unwrap();
+    assert_eq!(read(&mut disk, &mut pool, last, 8), [7; PAGE_SIZE]);
+    assert_eq!(read(&mut disk, &mut pool, 0, 8), [6; PAGE_SIZE]);
+    clear(&mut disk, &mut pool);
+    assert_eq!(pool.nr_free(), pool.nr_total());
+}
+
+#[test]
+fn a_disk_of_large_blocks_has_whole_ones() {
+    let pool = pool(66);
+    let new = |nr_sectors| RamDisk::new(nr_sectors, BlockSize::B4096, 4, &pool);
+    assert_eq!(new(12).map(|_| ()), Err(StoreError::Misaligned { first: 0, nr: 12, block: 8 }));
+    let geometry = BlockStore::<Frames>::geometry(&new(16).unwrap());
+    assert_eq!((geometry.logical, geometry.physical_bytes), (BlockSize::B4096, 4096));
+}
+
 /// Something to do with one of two disks.
 #[derive(Clone, Debug)]
 enum Step {
     Write { disk: usize, first: u64, nr: u64, value: u8, commit: bool },
     Read { disk: usize, first: u64, nr: u64 },
+    Discard { disk: usize, first: u64, nr: u64, secure: bool },
     Clear { disk: usize },
 }
 
@@ -265,7 +369,10 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (0..2usize, span.clone(), 1..POISON, proptest::bool::weighted(0.8)).prop_map(
             |(disk, (first, nr), value, commit)| Step::Write { disk, first, nr, value, commit }
         ),
-        3 => (0..2usize, span).prop_map(|(disk, (first, nr))| Step::Read { disk, first, nr }),
+        3 => (0..2usize, span.clone()).prop_map(|(disk, (first, nr))| Step::Read { disk, first, nr }),
+        2 => (0..2usize, span.clone(), any::<bool>()).prop_map(|(disk, (first, nr), secure)| {
+            Step::Discard { disk, first, nr, secure }
+        }),
         1 => (0..2usize).prop_map(|disk| Step::Clear { disk }),
     ]
 }
@@ -305,6 +412,20 @@ proptest! {
                     let at = usize::try_from(first).unwrap() * SECTOR;
                     let bytes = read(&mut disks[disk], &mut pool, first, nr);
                     prop_assert_eq!(&bytes[..], &models[disk][at..at + bytes.len()]);
+                }
+                Step::Discard { disk, first, nr, secure } => {
+                    let kind = if secure { Discard::Secure } else { Discard::Plain };
+                    discard(&mut disks[disk], &mut pool, first, nr, kind);
+                    let whole = if secure {
+                        first..first + nr
+                    } else {
+                        let end = first + nr;
+                        first.next_multiple_of(8)..if end == NR_SECTORS { end } else { end / 8 * 8 }
+                    };
+                    for sector in whole {
+                        let at = usize::try_from(sector).unwrap() * SECTOR;
+                        models[disk][at..at + SECTOR].fill(0);
+                    }
                 }
                 Step::Clear { disk } => {
                     clear(&mut disks[disk], &mut pool);

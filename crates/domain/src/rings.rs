@@ -1,0 +1,179 @@
+//! A frontend's rings: found in xenstore, mapped and bound, let go.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt;
+
+use blkback::{Action, Event, Persistence, Persistent, Queue, RingKeys, Stats, Terms};
+use blkif::{BackRing, keys};
+use xen_abi::DomId;
+
+use crate::actions::Outcome;
+use crate::domain::Domain;
+use crate::inquiry::{Inquiry, Subject};
+use crate::platform::Platform;
+use crate::vbd::{Ring, VbdKey};
+
+impl<P: Platform> Domain<P> {
+    /// The frontend's terms are known: its rings are to be read.
+    pub(crate) fn read_rings(&mut self, platform: &mut P, key: VbdKey, inquiry: &Inquiry) {
+        match Terms::parse(inquiry.first(), &self.offer) {
+            Ok(terms) => self.read_next_ring(platform, key, terms, Vec::new()),
+            Err(error) => self.refuse_frontend(platform, key, &error),
+        }
+    }
+
+    /// A ring's keys are there; the next ones', or all rings are connected.
+    pub(crate) fn read_ring(
+        &mut self,
+        platform: &mut P,
+        key: VbdKey,
+        terms: Terms,
+        mut known: Vec<RingKeys>,
+        inquiry: &Inquiry,
+    ) {
+        let queue = u32::try_from(known.len()).unwrap_or(u32::MAX);
+        match terms.parse_ring(queue, inquiry.values()) {
+            Err(error) => self.refuse_frontend(platform, key, &error),
+            Ok(ring) => {
+                known.push(ring);
+                if known.len() < terms.nr_queues as usize {
+                    self.read_next_ring(platform, key, terms, known);
+                } else {
+                    self.connect(platform, key, &terms, &known);
+                }
+            }
+        }
+    }
+
+    fn read_next_ring(
+        &mut self,
+        platform: &mut P,
+        key: VbdKey,
+        terms: Terms,
+        known: Vec<RingKeys>,
+    ) {
+        // Where xenstore's queue is full, the frontend's terms are read again later.
+        if let Outcome::Later = self.inquire(platform, key, Subject::Ring(terms, known))
+            && let Some(vbd) = self.vbds.get_mut(&key)
+        {
+            vbd.todo.push_front(Action::Connect);
+        }
+    }
+
+    fn refuse_frontend(&mut self, platform: &mut P, key: VbdKey, reason: &dyn fmt::Display) {
+        self.complain(platform, key, format_args!("cannot connect: {reason}"));
+        if let Some(vbd) = self.vbds.get_mut(&key) {
+            vbd.handle(Event::NotConnected);
+        }
+    }
+
+    /// Maps the frontend's rings and binds their ports: all or none.
+    fn connect(&mut self, platform: &mut P, key: VbdKey, terms: &Terms, rings: &[RingKeys]) {
+        let mut queues = Vec::new();
+        for ring in rings {
+            match self.attach_ring(platform, key.frontend, terms, ring) {
+                Ok(queue) => queues.push(queue),
+                Err(reason) => {
+                    for queue in queues {
+                        let_go(platform, queue);
+                    }
+                    self.refuse_frontend(platform, key, &reason);
+                    return;
+                }
+            }
+        }
+        let Some(vbd) = self.vbds.get_mut(&key) else { return };
+        platform.log(format_args!("{vbd}: connected, {}", Connected(terms)));
+        vbd.next_ring = 0;
+        for (n, queue) in queues.into_iter().enumerate() {
+            let at = queue.port.0 as usize;
+            if self.ports.len() <= at {
+                self.ports.resize(at + 1, None);
+            }
+            self.ports[at] = Some((key, n));
+            vbd.rings.push(Ring { queue, ready: false });
+        }
+        vbd.handle(Event::Connected);
+        // Requests may have come before the ports were ours.
+        for n in 0..rings.len() {
+            self.ready(key, n);
+        }
+        self.usage_changed = true;
+    }
+
+    fn attach_ring(
+        &self,
+        platform: &mut P,
+        peer: DomId,
+        terms: &Terms,
+        keys: &RingKeys,
+    ) -> Result<Queue<P::Mapping>, String> {
+        let mapping = platform.map(peer, &keys.refs).map_err(|error| error.to_string())?;
+        // We mapped as many pages as the ring has, so it fits.
+        let ring = BackRing::attach(mapping, terms.abi, self.engine.max_indirect())
+            .map_err(|error| error.to_string())?;
+        let mapped = match terms.persistence {
+            Persistence::Persistent if self.settings.max_persistent > 0 => {
+                Some(Persistent::new(self.settings.max_persistent.into()))
+            }
+            _ => None,
+        };
+        match platform.bind_interdomain(peer, keys.port) {
+            Ok(port) => Ok(Queue::new(ring, port, peer, mapped)),
+            Err(error) => {
+                unmap(platform, alloc::vec![ring.into_memory()]);
+                Err(format!("cannot bind {} {}: {error}", keys::EVENT_CHANNEL, keys.port))
+            }
+        }
+    }
+
+    /// Lets a vbd's rings go. Nothing is in flight between turns but a discard, whose frontend
+    /// will not hear of it.
+    pub(crate) fn disconnect(&mut self, platform: &mut P, key: VbdKey) {
+        let Some(vbd) = self.vbds.get_mut(&key) else { return };
+        if vbd.rings.is_empty() {
+            return;
+        }
+        let mut stats = Stats::default();
+        for Ring { queue, .. } in core::mem::take(&mut vbd.rings) {
+            stats += queue.stats;
+            if let Some(place) = self.ports.get_mut(queue.port.0 as usize) {
+                *place = None;
+            }
+            let_go(platform, queue);
+        }
+        platform.log(format_args!("vbd {key}: closed after {stats}"));
+        self.usage_changed = true;
+    }
+}
+
+/// How a frontend is connected.
+struct Connected<'a>(&'a Terms);
+
+impl fmt::Display for Connected<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Terms { abi, ring_order, nr_queues, persistence } = self.0;
+        let nr_requests = abi.nr_entries(*ring_order);
+        let rings = if *nr_queues == 1 { "ring" } else { "rings" };
+        let grants = match persistence {
+            Persistence::Persistent => "persistent grants",
+            Persistence::PerRequest => "grants a request",
+        };
+        write!(f, "{}, {nr_queues} {rings} of {nr_requests} requests, {grants}", abi.protocol())
+    }
+}
+
+/// Closes a queue's port and unmaps all that it has of its frontend.
+fn let_go<P: Platform>(platform: &mut P, queue: Queue<P::Mapping>) {
+    platform.close_port(queue.port);
+    unmap(platform, queue.into_mappings());
+}
+
+/// Unmaps; what Xen keeps is lost, and said.
+fn unmap<P: Platform>(platform: &mut P, mut mappings: Vec<P::Mapping>) {
+    if let Err(status) = platform.unmap_each(&mut mappings) {
+        platform.log(format_args!("a grant stays mapped: {status}"));
+    }
+}
