@@ -97,13 +97,19 @@ impl<M> Persistent<M> {
         missing.dedup();
         missing.truncate(self.room());
         if !missing.is_empty() {
+            let mut full = false;
             grants.map_each(peer, &missing, |gref, mapped| match mapped {
+                // There is no room for it any more; another one's may be in use in this round.
+                Ok(page) if full => self.evicted.push(page),
                 Ok(page) => {
                     let evicted = self.add(gref, page);
                     self.evicted.extend(evicted);
                 }
                 // There will be no more page tables for it later either: do not ask again.
-                Err(GntStatus::NO_SPACE) => self.max_pages = self.slots.len(),
+                Err(GntStatus::NO_SPACE) => {
+                    self.max_pages = self.slots.len();
+                    full = true;
+                }
                 Err(_) => {}
             });
             missing.clear();
