@@ -5,7 +5,7 @@ import itertools
 import json
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from . import console, disks, names
@@ -24,11 +24,11 @@ class Domain:
         log.alive = self.runs
 
     @classmethod
-    def _create(cls, name: str, config: str, **settings: object) -> Self:
+    def _create(cls, name: str, config: str, *flags: str, **settings: object) -> Self:
         """`xl create`, with settings that replace those of the file."""
         log = Console(name)
         overrides = [f"{key}={json.dumps(value)}" for key, value in {"name": name, **settings}.items()]
-        created = xl("create", config, *overrides).expect(0)
+        created = xl("create", *flags, config, *overrides).expect(0)
         return cls(name, int(xl("domid", name).expect(0).output), log, created)
 
     @property
@@ -58,35 +58,45 @@ class Domain:
         return eventually(f"{self.name} is gone from xl list", lambda: not self.listed(), limit)
 
 
+_GRANARY_SETTINGS = {"kernel": str(names.GRANARY_IMAGE), "tsc_mode": "native"}
+
+
 @dataclass(frozen=True)
 class Usage:
     """What a Granary says it has in use."""
 
     free_pages: int
     handles: int
+    heap_peak_bytes: int = field(compare=False)
+    """The most that its heap ever held: no state to go back to."""
 
 
 class Granary(Domain):
     """A driver domain."""
 
     @classmethod
-    def create(cls, name: str = names.GRANARY, memory_mib: int | None = None, cmdline: str | None = None) -> Self:
-        settings: dict[str, object] = {"kernel": str(names.GRANARY_IMAGE), "tsc_mode": "native"}
-        if memory_mib is not None:
-            settings["memory"] = memory_mib
-        if cmdline is not None:
-            settings["cmdline"] = cmdline
-        granary = cls._create(name, str(names.GRANARY_CONFIG), **settings)
-        granary.console.wait(names.GRANARY_READY, limit=20)
+    def create(cls, name: str = names.GRANARY, **settings: object) -> Self:
+        """Boots a Granary, with xl settings that replace those of its file; returns when it is ready."""
+        granary = cls._create(name, str(names.GRANARY_CONFIG), **_GRANARY_SETTINGS, **settings)
+        granary.wait_ready()
         return granary
 
-    def usage(self) -> Usage | None:
-        """Its free pages and outstanding grant handles, or None if it does not say."""
+    @classmethod
+    def create_paused(cls, name: str, **settings: object) -> Self:
+        """A Granary that has not run an instruction yet: `xl unpause` starts it."""
+        return cls._create(name, str(names.GRANARY_CONFIG), "-p", **_GRANARY_SETTINGS, **settings)
+
+    def wait_ready(self) -> None:
+        self.console.wait(names.GRANARY_READY)
+        eventually(f"{self.name} says what it has in use", lambda: xenstore.read(f"{self.home}/{names.USAGE_NODE}"))
+
+    def usage(self) -> Usage:
+        """Its free pages and outstanding grant handles."""
         text = xenstore.read(f"{self.home}/{names.USAGE_NODE}") or ""
         found = dict(re.findall(r"(\w+)=(\d+)", text))
-        if not {"free_pages", "handles"} <= found.keys():
-            return None
-        return Usage(int(found["free_pages"]), int(found["handles"]))
+        if not {"free_pages", "handles", "heap_peak_bytes"} <= found.keys():
+            raise Mismatch(f"{self.name} does not say what it has in use: {names.USAGE_NODE} is {text!r}")
+        return Usage(int(found["free_pages"]), int(found["handles"]), int(found["heap_peak_bytes"]))
 
     def device(self, guest: Domain, vdev: str) -> str:
         """The backend directory of one disk."""

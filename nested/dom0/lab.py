@@ -61,8 +61,8 @@ class Lab:
     def check_unchanged(self, before: Snapshot) -> None:
         """Raises if a scenario left something behind. What ends in its own time gets a moment."""
         for domain in self._kept.values():
-            if not domain.listed():
-                raise Mismatch(f"{domain.name} is gone, and should have outlived the scenario")
+            if not domain.runs():
+                raise Mismatch(f"{domain.name} should have outlived the scenario, and does not run any more")
         try:
             eventually("as before", lambda: self.snapshot() == before, limit=10)
         except Stuck:

@@ -38,7 +38,7 @@ GRANARY_READY = r"^granary: .*ready"
 """Granary's line when it watches for disks."""
 
 USAGE_NODE = "data/usage"
-"""Below a Granary's xenstore home: "free_pages=<n> handles=<n>"."""
+"""Below a Granary's xenstore home: "free_pages=<n> handles=<n> heap_peak_bytes=<n>", and more."""
 
 
 def vbd_line(what: str, domid: int | str = r"\d+", vdev: str = r"\w+") -> str:

@@ -5,12 +5,13 @@ import re
 import signal
 import time
 import traceback
+from pathlib import Path
 
 from . import names
 from .events import Events
 from .lab import Lab
 from .scenario import Scenario, known
-from .xen import Mismatch, Stuck, run, xl
+from .xen import Mismatch, Stuck, domains, run, xl
 
 TAIL_LINES = 60
 
@@ -33,6 +34,7 @@ def _run(lab: Lab, scenario: Scenario) -> None:
     """Runs one scenario with its hang guard, and compares what it left with what it found."""
     lab.events.send("start", name=scenario.name, says=scenario.says, limit=scenario.limit)
     start = time.monotonic()
+    logs = _log_sizes()
     signal.setitimer(signal.ITIMER_REAL, scenario.limit)
     try:
         before = lab.snapshot()
@@ -49,7 +51,7 @@ def _run(lab: Lab, scenario: Scenario) -> None:
     if reason is None:
         lab.events.send("pass", name=scenario.name, seconds=seconds)
         return
-    _send_tails(lab.events)
+    _send_tails(lab.events, logs)
     lab.events.send("fail", name=scenario.name, seconds=seconds, reason=reason)
     lab.start_afresh()
 
@@ -58,9 +60,16 @@ def _out_of_time(_signal, _frame):
     raise Stuck("the scenario's hang guard ran out")
 
 
-def _send_tails(events: Events) -> None:
-    """The end of every console, and of Xen's own."""
-    for log in sorted(names.CONSOLE_LOGS.glob("guest-*.log")):
+def _log_sizes() -> dict[Path, int]:
+    return {log: log.stat().st_size for log in sorted(names.CONSOLE_LOGS.glob("guest-*.log"))}
+
+
+def _send_tails(events: Events, before: dict[Path, int]) -> None:
+    """The end of every console that said something since, or still can, and of Xen's own."""
+    alive = {domain.name for domain in domains()}
+    for log, size in _log_sizes().items():
+        if size == before.get(log) and log.stem.removeprefix("guest-") not in alive:
+            continue
         events.send("tail", of=log.stem.removeprefix("guest-"), lines=log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
     # Building a guest logs 30 lines of saved state that say nothing.
     dmesg = [line for line in xl("dmesg").output.splitlines() if not re.search(r"HVM ?d?\d+(v\d+)? (save|restore):", line)]

@@ -35,22 +35,32 @@ class Outcome:
         return self
 
 
+class Running:
+    """A program that runs beside the scenario."""
+
+    def __init__(self, *command: str):
+        self._text = " ".join(command)
+        self._start = time.monotonic()
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        )
+
+    def wait(self, limit: float = 120) -> Outcome:
+        """How it ended. `limit` is a hang guard in seconds."""
+        try:
+            output, _ = self._process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise Stuck(f"`{self._text}` has not ended after {limit:.0f} s") from None
+        except BaseException:
+            self._process.kill()
+            raise
+        return Outcome(self._text, self._process.returncode, output, time.monotonic() - self._start)
+
+
 def run(*command: str, limit: float = 120) -> Outcome:
     """Runs a program. `limit` is a hang guard in seconds."""
-    text = " ".join(command)
-    start = time.monotonic()
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    )
-    try:
-        output, _ = process.communicate(timeout=limit)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise Stuck(f"`{text}` has not ended after {limit:.0f} s") from None
-    except BaseException:
-        process.kill()
-        raise
-    return Outcome(text, process.returncode, output, time.monotonic() - start)
+    return Running(*command).wait(limit)
 
 
 def xl(*arguments: str, limit: float = 120) -> Outcome:
@@ -105,13 +115,13 @@ def domains() -> list[Listed]:
     return found
 
 
-def eventually(what: str, holds: Callable[[], object], limit: float = 30) -> float:
+def eventually(what: str, holds: Callable[[], object], limit: float = 30, poll: float = 0.1) -> float:
     """Waits until `holds()` is true, and returns the seconds that took."""
     start = time.monotonic()
     while not holds():
         if time.monotonic() - start > limit:
             raise Stuck(f"not so after {limit:.0f} s: {what}")
-        time.sleep(0.1)
+        time.sleep(poll)
     return time.monotonic() - start
 
 

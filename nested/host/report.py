@@ -56,5 +56,6 @@ class Report:
         for name, text in self.figures:
             self.say(f"{name}: {text}")
         for name, reason in self.failed.items():
-            self.say(f"FAILED {name}: {reason.strip().splitlines()[-1]}")
+            lines = reason.strip().splitlines()
+            self.say(f"FAILED {name}: {lines[-1 if reason.startswith('Traceback') else 0]}")
         self.say(f"scenarios: {len(self.passed)} passed, {len(self.failed)} failed")

@@ -19,6 +19,7 @@ def attach_and_detach_ten_times(lab: Lab):
     for what, times in [("attach", attach), ("detach", detach)]:
         lab.note(f"{what}: {' '.join(f'{seconds:.1f}' for seconds in times)} s")
         lab.figure(f"longest {what}", max(times), "s")
+    lab.figure("peak heap", lab.granary.usage().heap_peak_bytes / 1024, "KiB")
 
 
 @scenario(limit=120)

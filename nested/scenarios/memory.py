@@ -1,19 +1,20 @@
-"""How little memory Granary needs."""
+"""How little Granary needs: memory, and time to start."""
 
 from ..dom0 import disks
 from ..dom0.domain import Granary
 from ..dom0.lab import Lab
 from ..dom0.scenario import scenario
-from ..dom0.xen import Mismatch, Stuck, domains, xl
+from ..dom0.xen import Mismatch, Running, Stuck, domains, eventually, xenstore, xl
 
 
 def serves_one_mib(lab: Lab, memory_mib: int) -> None:
     """Boots a Granary of this size beside the other, and uses all of a 1 MiB disk of it."""
-    granary = Granary.create("granary-small", memory_mib=memory_mib)
+    granary = Granary.create("granary-small", memory=memory_mib)
     guest = lab.guest()
     guest.attach(disks.ram("xvdb", "1M", backend=granary.name))
     guest.verify("/dev/xvdb", 1)
     guest.detach("xvdb")
+    lab.figure(f"peak heap with memory={memory_mib}", granary.usage().heap_peak_bytes / 1024, "KiB")
     granary.shutdown()
 
 
@@ -21,6 +22,23 @@ def serves_one_mib(lab: Lab, memory_mib: int) -> None:
 def four_mib(lab: Lab):
     """With memory=4 Granary boots and serves a 1 MiB disk."""
     serves_one_mib(lab, 4)
+
+
+@scenario(limit=60)
+def first_init_wait(lab: Lab):
+    """A Granary that starts with a disk waiting for it gets to InitWait."""
+    guest = lab.guest()
+    granary = Granary.create_paused("granary-starting")
+    attach = Running("xl", "block-attach", guest.name, str(disks.ram("xvdb", "1M", backend=granary.name)))
+    state = f"{granary.device(guest, 'xvdb')}/state"
+    eventually("the toolstack made the backend directory", lambda: xenstore.read(state) == "1")
+    xl("unpause", granary.name).expect(0)
+    seconds = eventually("InitWait", lambda: xenstore.read(state) != "1", poll=0.001)
+    lab.figure("unpause to InitWait, at most", seconds * 1000, "ms")
+    attach.wait().expect(0)
+    granary.wait_ready()
+    guest.detach("xvdb")
+    granary.shutdown()
 
 
 @scenario(limit=300, group="all")
@@ -31,7 +49,7 @@ def smallest(lab: Lab):
         try:
             serves_one_mib(lab, memory_mib)
         except (Mismatch, Stuck) as failure:
-            lab.note(f"memory={memory_mib}: {str(failure).splitlines()[0]}")
+            lab.note(f"memory={memory_mib}: {str(failure).strip().splitlines()[-1]}")
             lab.guest().try_detach("xvdb")
             if any(domain.name == "granary-small" for domain in domains()):
                 xl("destroy", "granary-small")

@@ -17,7 +17,7 @@ def story(lab: Lab):
     """A Linux guest keeps an ext4 file system on a disk that Granary serves."""
     lab.figure("xl create of Granary", lab.granary.created.seconds, "s")
 
-    guest = Guest.create("story", disks.ram("xvda", "256M"))
+    guest = Guest.create("story", disks.ram("xvda", "192M"))
     lab.figure("xl create of the guest", guest.created.seconds, "s")
     lab.note(f"the guest is up; xvda has {guest.sh('cat /sys/block/xvda/size')} sectors")
 
