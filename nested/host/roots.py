@@ -8,7 +8,6 @@ those it uses: a changed recipe builds anew, an unchanged one costs nothing.
 
 import gzip
 import hashlib
-import os
 import shutil
 import subprocess
 import tarfile
@@ -169,16 +168,13 @@ def _extract(suite: Suite, to: Path) -> None:
         return "lib/modules/" not in member.name or (bool(is_module) and inside.startswith(MODULE_FOLDERS))
 
     with tarfile.open(archive) as tar:
-        for member in tar:
-            if useful(member):
-                member.mode |= 0o700 if member.isdir() else 0o400
-                tar.extract(member, to, set_attrs=not member.isdir(), numeric_owner=False, filter=_keep_as_is)
+        # Links may point anywhere: nothing follows them out of the tree.
+        tar.extraction_filter = staticmethod(lambda member, _path: member)
+        for member in filter(useful, tar):
+            tar.extract(member, to, set_attrs=False)
+            if member.isfile():
+                (to / member.name).chmod(member.mode | 0o400)
     archive.unlink()
-
-
-def _keep_as_is(member: tarfile.TarInfo, _path: str) -> tarfile.TarInfo:
-    """Links may point anywhere (the tree is never entered); owners are ours."""
-    return member.replace(uid=os.getuid(), gid=os.getgid(), uname="", gname="", deep=False)
 
 
 def _build(suite: Suite, tree: Path, to: Path) -> None:

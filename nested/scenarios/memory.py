@@ -49,7 +49,8 @@ def smallest(lab: Lab):
         try:
             serves_one_mib(lab, memory_mib)
         except (Mismatch, Stuck) as failure:
-            lab.note(f"memory={memory_mib}: {str(failure).strip().splitlines()[-1]}")
+            errors = [line for line in str(failure).splitlines() if "error" in line]
+            lab.note(f"memory={memory_mib}: {(errors or [str(failure)])[0]}")
             lab.guest().try_detach("xvdb")
             if any(domain.name == "granary-small" for domain in domains()):
                 xl("destroy", "granary-small")
