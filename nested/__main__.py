@@ -23,16 +23,23 @@ def main() -> int:
     report = Report()
     if not GRANARY_IMAGE.exists():
         report.say(f"{GRANARY_IMAGE.relative_to(roots.REPOSITORY)} does not exist; scripts/build makes it")
-    machine = qemu.Machine(options.memory, options.clock)
+    # The archives and the logs belong to whoever holds the lock, as the machine does.
+    with qemu.exclusive(report.say):
+        report = _run(options, chosen, report)
+    report.summary()
+    return 1 if report.failed else 0
+
+
+def _run(options: argparse.Namespace, chosen: list[Scenario], report: Report) -> Report:
+    """Boots, and once more if the emulator failed; the report of the boot that counts."""
     boot = roots.boot_files(roots.SUITES[options.suite], report.say)
-    job = Job([scenario.name for scenario in chosen], machine, options.shell)
+    job = Job([scenario.name for scenario in chosen], qemu.Machine(options.memory, options.clock), options.shell)
     if fault := boot_and_run(job, boot, report):
         report.say(f"THE EMULATOR FAILED: {fault}. Trying the whole boot once more.")
         report = Report(start=report.start)
         if fault := boot_and_run(job, boot, report):
             report.fail("lab", f"the emulator failed twice: {fault}")
-    report.summary()
-    return 1 if report.failed else 0
+    return report
 
 
 def _arguments() -> argparse.Namespace:

@@ -139,15 +139,16 @@ class Guest(Domain):
     """A Linux PVH guest that runs nested/guest/init."""
 
     @classmethod
-    def create(cls, name: str, *attached: disks.Disk, memory_mib: int = 256) -> Self:
-        """Boots a guest, and returns when it takes commands."""
+    def create(cls, name: str, *attached: disks.Disk, memory_mib: int = 256, vcpus: int = 1, cmdline: str = "") -> Self:
+        """Boots a guest, and returns when it takes commands. `cmdline` is for its kernel and modules."""
         guest = cls._create(
             name,
             str(names.GUEST_CONFIG),
             kernel=str(names.GUEST_KERNEL),
             ramdisk=str(names.GUEST_INITRAMFS),
-            cmdline=names.GUEST_CMDLINE,
+            cmdline=f"{names.GUEST_CMDLINE} {cmdline}",
             memory=memory_mib,
+            vcpus=vcpus,
             tsc_mode="native",
             # A guest that reboots unasked (a triple fault looks so) must not hide it.
             on_reboot="destroy",

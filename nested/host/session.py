@@ -31,7 +31,7 @@ class Job:
 
 
 def boot_and_run(job: Job, boot: Boot, report: Report) -> str | None:
-    """Boots the lab, runs the scenarios, and leaves their verdicts in `report`.
+    """Boots the lab, runs the scenarios, and leaves their verdicts in `report`. The lock must be held.
 
     Returns the emulator's fault if that ended the run, which is no verdict on anything.
     """
@@ -42,14 +42,13 @@ def boot_and_run(job: Job, boot: Boot, report: Report) -> str | None:
     console, events = LOGS / "console.log", LOGS / "events.log"
     serial = "mon:stdio" if job.shell else f"file:{console}"
     command = qemu.command(job.machine, boot, archive, serial, events)
-    with qemu.exclusive(report.say):
-        report.say(f"starting QEMU; logs are in {LOGS.relative_to(REPOSITORY)}")
-        with qemu.running(command, LOGS / "qemu.log", interactive=job.shell) as process:
-            guard = _Guard(events, console, report)
-            while process.poll() is None and not guard.ran_out and not guard.fault:
-                time.sleep(POLL_SECONDS)
-                guard.take(patient=job.shell)
+    report.say(f"starting QEMU; logs are in {LOGS.relative_to(REPOSITORY)}")
+    with qemu.running(command, LOGS / "qemu.log", interactive=job.shell) as process:
+        guard = _Guard(events, console, report)
+        while process.poll() is None and not guard.ran_out and not guard.fault:
+            time.sleep(POLL_SECONDS)
             guard.take(patient=job.shell)
+        guard.take(patient=job.shell)
     if guard.fault:
         return guard.fault
     missing = [name for name in job.scenarios if name not in report.passed and name not in report.failed]
