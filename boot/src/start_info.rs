@@ -134,8 +134,10 @@ impl StartInfo {
         let mut ranges = Array::default();
         if version >= 1 {
             let mut extra = [0; V1_EXTRA_BYTES];
-            // No overflow: the header before it was readable.
-            memory.read(paddr + V0_BYTES as u64, &mut extra)?;
+            // The header may end with the address space.
+            let len_bytes = V0_BYTES + V1_EXTRA_BYTES;
+            let extra_at = paddr.checked_add(V0_BYTES as u64);
+            memory.read(extra_at.ok_or(Unreadable { paddr, len_bytes })?, &mut extra)?;
             let count = u32_at(&extra, 8);
             if count as usize > Self::MAX_RANGES {
                 return Err(StartInfoError::TooManyRanges { count });

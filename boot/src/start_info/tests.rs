@@ -217,3 +217,27 @@ fn no_command_line_is_an_empty_one() {
     memory.put_u64(RECORD + 24, 0);
     assert_eq!(read(&memory).unwrap().command_line(), b"");
 }
+
+#[test]
+fn a_header_that_ends_with_the_address_space_has_nothing_behind_it() {
+    struct Last40(Vec<u8>);
+    const START: u64 = u64::MAX - 39;
+    impl PhysicalMemory for Last40 {
+        fn read(&self, paddr: u64, into: &mut [u8]) -> Result<(), Unreadable> {
+            let unreadable = Unreadable { paddr, len_bytes: into.len() };
+            let start = paddr.checked_sub(START).and_then(|start| usize::try_from(start).ok());
+            let bytes = start.and_then(|start| self.0.get(start..start + into.len()));
+            into.copy_from_slice(bytes.ok_or(unreadable)?);
+            Ok(())
+        }
+    }
+    let mut header = vec![0; 40];
+    header[..4].copy_from_slice(&0x336e_c578_u32.to_le_bytes());
+    assert!(StartInfo::read(&Last40(header.clone()), START).is_ok());
+    header[4] = 1;
+    let unreadable = Unreadable { paddr: START, len_bytes: 56 };
+    assert_eq!(
+        StartInfo::read(&Last40(header), START),
+        Err(StartInfoError::Unreadable(unreadable))
+    );
+}
