@@ -15,6 +15,10 @@ use crate::platform::{Next, Platform, Resources, ShutdownReason};
 use crate::text::Printable;
 use crate::vbd::{Identity, Vbd, VbdKey};
 
+/// Events that one step takes: a peer that sends again as soon as one is taken would never let it
+/// go on. What is left is still pending, so that the next step comes at once.
+const MAX_EVENTS: usize = 128;
+
 /// Messages from xenstore that one step takes, so that a flood of them holds nobody up.
 const MAX_MESSAGES: usize = 16;
 
@@ -138,7 +142,8 @@ impl<P: Platform> Domain<P> {
 
     /// Does what is at hand, but no more than a bounded amount of it.
     pub fn step(&mut self, platform: &mut P) -> Next {
-        while let Some(port) = platform.take_event() {
+        for _ in 0..MAX_EVENTS {
+            let Some(port) = platform.take_event() else { break };
             self.event(port);
         }
         self.hear(platform);

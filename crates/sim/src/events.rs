@@ -37,11 +37,14 @@ pub struct EventChannels {
     domains: BTreeMap<DomId, Ports>,
     /// How many ports a domain can have (`d->max_evtchns`).
     pub max_ports: usize,
+    /// Ports through which their owner sends again whenever the peer takes the event: a guest with
+    /// a CPU to spare.
+    pub storms: Vec<(DomId, EvtchnPort)>,
 }
 
 impl Default for EventChannels {
     fn default() -> Self {
-        Self { domains: BTreeMap::new(), max_ports: 4096 }
+        Self { domains: BTreeMap::new(), max_ports: 4096, storms: Vec::new() }
     }
 }
 
@@ -167,7 +170,13 @@ impl EventChannels {
             return None;
         }
         let port = ports.pending.swap_remove(rng.index(ports.pending.len()));
-        ports.channels.get_mut(&port).expect("only open ports are pending").pending = false;
+        let channel = ports.channels.get_mut(&port).expect("only open ports are pending");
+        channel.pending = false;
+        if let State::Interdomain { remote, port: sender } = channel.state
+            && self.storms.contains(&(remote, sender))
+        {
+            self.set_pending(domid, port);
+        }
         Some(port)
     }
 
