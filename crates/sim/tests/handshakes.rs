@@ -407,3 +407,29 @@ fn a_guest_destroyed_in_any_state_is_no_zombie() {
         assert_connections_alternate(&lab);
     }
 }
+
+#[test]
+fn keys_without_a_meaning_here_change_nothing() {
+    for seed in seeds(3) {
+        let (mut lab, guest, disk) = attached(seed);
+        let dom0 = lab.machine().xs(DomId(0));
+        for key in [keys::TYPE, keys::DIRECT_IO_SAFE] {
+            let node = format!("{}/{key}", disk.backend_path());
+            dom0.write(&node, ["", "file", "-1"][usize::try_from(seed).unwrap() % 3]).unwrap();
+        }
+        let mut frontend = ByHand::new(&lab, disk, Abi::X86_64, NR_SECTORS);
+        frontend.connect(
+            &mut lab,
+            &[
+                (keys::FEATURE_LARGE_SECTOR_SIZE, "1"),
+                (keys::TRUSTED, "0"),
+                (keys::DEVICE_TYPE, "cdrom"),
+                (keys::VIRTUAL_DEVICE, "99"),
+            ],
+        );
+        frontend.random_io(&mut lab, 20);
+        assert_eq!(frontend.backend(keys::INFO).as_deref(), Some("0"), "its own word for cdrom");
+        assert_eq!(frontend.backend(keys::DISCARD_ALIGNMENT), None, "the default");
+        end(lab, guest);
+    }
+}
