@@ -225,6 +225,10 @@ impl<P: Platform> Domain<P> {
             self.cleared.push(device.disk);
         }
         self.usage_changed = true;
+        if vbd.look {
+            // It may have been attached again while we still read that it was gone.
+            self.look(platform, key);
+        }
         Outcome::Done
     }
 

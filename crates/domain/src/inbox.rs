@@ -219,7 +219,7 @@ impl<P: Platform> Domain<P> {
     }
 
     /// Looks at a device again, or for the first time.
-    fn look(&mut self, platform: &mut P, key: VbdKey) {
+    pub(crate) fn look(&mut self, platform: &mut P, key: VbdKey) {
         let next_life = &mut self.next_life;
         let vbd = self.vbds.entry(key).or_insert_with(|| {
             *next_life = next_life.wrapping_add(1);
