@@ -656,6 +656,19 @@ fn xsa_350_rapid_connect_and_disconnect() {
             let time = Duration::from_micros(lab.rng().below(400));
             lab.run_for(time);
             assert!(nr_handles(&lab) <= 1, "a second connection");
+            if online && lab.rng().one_in(8) {
+                // When it stands still, so do we where that calls for, however we got there.
+                lab.run_for(Duration::from_millis(20));
+                let ours = byhand::state(&lab, disk).map(|ours| ours as u8);
+                let ours = ours.expect("a device that is online");
+                let follows = match state {
+                    1 | 2 => ours == 2,
+                    5 => ours == 5 || ours == 6,
+                    6 => ours == 6,
+                    _ => ours >= 4,
+                };
+                assert!(follows, "seed {seed}: the frontend stands in {state}, we in {ours}");
+            }
             // The toolstack comes and goes as well.
             if online && lab.rng().one_in(50) {
                 let dom0 = lab.machine().xs(DomId(0));
