@@ -1,6 +1,7 @@
 """The lab's command line: `python3 -m nested --help`."""
 
 import argparse
+import signal
 import sys
 from fnmatch import fnmatch
 
@@ -23,6 +24,8 @@ def main() -> int:
     report = Report()
     if not GRANARY_IMAGE.exists():
         report.say(f"{GRANARY_IMAGE.relative_to(roots.REPOSITORY)} does not exist; scripts/build makes it")
+    # A terminated run must not leave its QEMU behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # The archives and the logs belong to whoever holds the lock, as the machine does.
     with qemu.exclusive(report.say):
         report = _run(options, chosen, report)
