@@ -52,3 +52,15 @@ def granary_shuts_down(lab: Lab):
     """`xl shutdown` ends a Granary cleanly."""
     granary = Granary.create("granary-brief")
     lab.figure("shutdown", granary.shutdown(), "s")
+
+
+@scenario(limit=90)
+def more_ports_than_one_poll_takes(lab: Lab):
+    """With 129 ports bound, each wakes Granary, and so do those of the disks that come after them."""
+    granary = Granary.create("granary-ports", cmdline="selftest=ports settle-ms=1000")
+    granary.console.wait(r"^granary: selftest ports: ok")
+    guest = lab.guest()
+    guest.attach(disks.ram("xvdb", "8M", backend=granary.name))
+    guest.verify("/dev/xvdb", 4)
+    guest.detach("xvdb")
+    granary.shutdown()
