@@ -37,14 +37,24 @@ pub struct EventChannels {
     domains: BTreeMap<DomId, Ports>,
     /// How many ports a domain can have (`d->max_evtchns`).
     pub max_ports: usize,
-    /// Ports through which their owner sends again whenever the peer takes the event: a guest with
-    /// a CPU to spare.
-    pub storms: Vec<(DomId, EvtchnPort)>,
+    /// A guest that spends a CPU on sending events.
+    pub storm: Option<Storm>,
+}
+
+/// Sends an event again whenever its peer has taken it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Storm {
+    /// The sender's domain.
+    pub domid: DomId,
+    /// The sender's port.
+    pub port: EvtchnPort,
+    /// How many events it still sends.
+    pub left: u64,
 }
 
 impl Default for EventChannels {
     fn default() -> Self {
-        Self { domains: BTreeMap::new(), max_ports: 4096, storms: Vec::new() }
+        Self { domains: BTreeMap::new(), max_ports: 4096, storm: None }
     }
 }
 
@@ -173,8 +183,11 @@ impl EventChannels {
         let channel = ports.channels.get_mut(&port).expect("only open ports are pending");
         channel.pending = false;
         if let State::Interdomain { remote, port: sender } = channel.state
-            && self.storms.contains(&(remote, sender))
+            && let Some(storm) = &mut self.storm
+            && (storm.domid, storm.port) == (remote, sender)
+            && storm.left > 0
         {
+            storm.left -= 1;
             self.set_pending(domid, port);
         }
         Some(port)

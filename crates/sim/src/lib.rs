@@ -22,7 +22,7 @@ pub mod toolstack;
 pub mod xenstored;
 mod xs;
 
-pub use events::EventChannels;
+pub use events::{EventChannels, Storm};
 pub use faults::Fault;
 pub use frontend::{Expect, Frontend, FrontendConfig, GrantUse, Load, Model, Opening};
 pub use grants::{GrantAccess, GrantTables, StillInUse};

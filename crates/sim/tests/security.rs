@@ -17,7 +17,9 @@ use blkif::{
 use byhand::{ByHand, pattern, segment, state, transfer};
 use sim::toolstack::{Detach, Device, DiskSpec, Operation as Xl};
 use sim::xenstored::{DuplicateEvents, Errno};
-use sim::{Access as Touch, GrantAccess, GrantUse, Lab, Machine, Page, Region, SimPlatform, seeds};
+use sim::{
+    Access as Touch, GrantAccess, GrantUse, Lab, Machine, Page, Region, SimPlatform, Storm, seeds,
+};
 use store::{Access, BlockSize, PagePool, RamDisk};
 use xen_abi::{DomId, EvtchnPort, Gfn, GntStatus, GrantRef, PAGE_SIZE, XenbusState};
 
@@ -531,7 +533,7 @@ fn time_of_others(disturb: impl Fn(&ByHand)) -> Duration {
         lab.is_drained(disk)
     });
     let took = Duration::from_nanos(lab.machine().now().as_ns() - began.as_ns());
-    lab.machine().events().storms.clear();
+    lab.machine().events().storm = None;
     lab.destroy(other);
     end(lab, &guest);
     took
@@ -549,12 +551,13 @@ fn xsa_332_event_storm() {
     assert!(flooded < 2 * calm, "{flooded:?} under the flood, {calm:?} without");
     // One that comes again whenever it is taken, as from a CPU that does nothing else.
     let stormy = time_of_others(|guest| {
-        let storm = (guest.disk.frontend, guest.rings[0].port);
+        let (domid, port) = (guest.disk.frontend, guest.rings[0].port);
         let mut events = guest.machine.events();
-        if events.storms.is_empty() {
-            events.storms.push(storm);
-            events.send(storm.0, storm.1).unwrap();
+        if events.storm.is_none() {
+            events.storm = Some(Storm { domid, port, left: 1_000_000 });
+            events.send(domid, port).unwrap();
         }
+        assert_ne!(events.storm.unwrap().left, 0, "no step waits for its end");
     });
     assert!(stormy < 2 * calm, "{stormy:?} in the storm, {calm:?} without");
 }
