@@ -433,3 +433,47 @@ fn keys_without_a_meaning_here_change_nothing() {
         end(lab, guest);
     }
 }
+
+#[test]
+fn a_frontend_whose_directory_goes_is_let_go_though_the_toolstack_says_nothing() {
+    for seed in seeds(5) {
+        let (mut lab, guest, disk) = attached(seed);
+        let mut frontend = ByHand::connected(&mut lab, disk, Abi::X86_64, NR_SECTORS);
+        frontend.sees(&mut lab, &[4]);
+        frontend.random_io(&mut lab, 5);
+        lab.machine().xs(DomId(0)).rm(&disk.frontend_path()).unwrap();
+        frontend.sees(&mut lab, &[5, 6]);
+        assert_eq!(lab.machine().grants().nr_handles(lab.domid()), 0);
+        frontend.take_back();
+        end(lab, guest);
+    }
+}
+
+#[test]
+fn a_frontend_that_closes_while_its_backend_connects_is_seen() {
+    let mut nr_connected = 0;
+    for seed in seeds(150) {
+        let mut lab = Lab::new(seed).start();
+        let guest = lab.create_guest();
+        let disk = lab.device(guest, "xvda");
+        let attach = Operation::attach(lab.machine(), disk, &DiskSpec::new("xvda", "ram,size=1M"));
+        let attach = lab.begin(attach);
+        lab.run_until("state 2", |lab| state(lab, disk) == Some(XenbusState::InitWait));
+        let mut frontend = ByHand::new(&lab, disk, Abi::X86_64, NR_SECTORS);
+        frontend.offer_ring(1);
+        frontend.state(3);
+        // 200 ms after it has written 2 it reads our keys. A little before or after that:
+        let late = Duration::from_micros(lab.rng().below(600));
+        lab.run_for(Duration::from_micros(199_800) + late);
+        frontend.state(6);
+        lab.run_for(Duration::from_millis(50));
+        assert_eq!(state(&lab, disk), Some(XenbusState::Closed), "seed {seed}");
+        assert_eq!(lab.machine().grants().nr_handles(lab.domid()), 0);
+        frontend.take_back();
+        let console = lab.machine().console();
+        nr_connected += console.iter().filter(|line| line.contains(": connected, ")).count();
+        let _ = lab.finish(attach);
+        end(lab, guest);
+    }
+    assert!((10..140).contains(&nr_connected), "{nr_connected}: early and late are both there");
+}
