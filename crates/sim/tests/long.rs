@@ -27,7 +27,7 @@ use xen_abi::{DomId, GntStatus, XenbusState};
 const NR_THREADS: usize = 2;
 
 /// Requests of a history in a plain `cargo test`.
-const NR_REQUESTS: u64 = 400;
+const NR_REQUESTS: u64 = 200;
 
 /// What came of one history or more.
 #[derive(Clone, Copy, Debug, Default)]
