@@ -232,20 +232,24 @@ impl<P: Platform> Domain<P> {
         Outcome::Done
     }
 
-    /// Tells an error that a frontend may cause: on the console as often as is bearable, and in
-    /// the vbd's error node.
+    /// Tells an error that a frontend may cause: in the vbd's error node, and on the console as
+    /// often as is bearable.
     pub(crate) fn complain(&mut self, platform: &mut P, key: VbdKey, text: fmt::Arguments<'_>) {
         let Some(vbd) = self.vbds.get_mut(&key) else { return };
         if let Some(dropped) = vbd.lines.allow(platform.now()) {
-            let text = format!("{text}{}", Dropped(dropped));
-            self.tell_error(platform, key, EINVAL, &text);
+            platform.log(format_args!("{vbd}: {text}{}", Dropped(dropped)));
         }
+        self.write_error(platform, key, EINVAL, text);
     }
 
-    /// Tells an error on the console and in the vbd's error node (`xenbus_dev_error` in Linux:
-    /// an errno, a blank, a text).
+    /// Tells an error that the toolstack has caused.
     pub(crate) fn tell_error(&mut self, platform: &mut P, key: VbdKey, errno: u32, text: &str) {
         platform.log(format_args!("vbd {key}: {text}"));
+        self.write_error(platform, key, errno, format_args!("{text}"));
+    }
+
+    /// Writes the vbd's error node (`xenbus_dev_error` in Linux: an errno, a blank, a text).
+    fn write_error(&mut self, platform: &mut P, key: VbdKey, errno: u32, text: fmt::Arguments<'_>) {
         let Some(vbd) = self.vbds.get_mut(&key) else { return };
         vbd.has_error = true;
         let (node, tag) = (format!("{}/error", vbd.error_dir()), Tag::Written(vbd.id));

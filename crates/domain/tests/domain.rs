@@ -219,6 +219,29 @@ fn a_frontend_whose_keys_are_no_good_is_closed_and_may_try_again() {
 }
 
 #[test]
+fn the_error_node_is_the_latest_error_even_when_the_console_has_had_enough() {
+    let mut lab = Lab::new(13).start();
+    let guest = lab.create_guest();
+    let disk = lab.attach(guest, "xvda", "ram,size=1M");
+    let seen = lab.machine().console().len();
+    let xs = lab.machine().xs(guest);
+    for n in 0..9 {
+        xs.write(&format!("{}/ring-page-order", disk.frontend_path()), format!("{}", 6 + n))
+            .unwrap();
+        for state in ["3", "6", "1"] {
+            xs.write(&format!("{}/state", disk.frontend_path()), state).unwrap();
+            lab.run_for(Duration::from_millis(50));
+        }
+    }
+    let error = lab.machine().xs(DOM0).read(&error_node(&disk)).unwrap();
+    assert_eq!(
+        error,
+        "22 cannot connect: the frontend's ring-page-order is 14, 0 to 5 were offered"
+    );
+    assert_eq!(lines(&lab, seen).len(), 5);
+}
+
+#[test]
 fn a_frontend_that_floods_its_state_costs_looks_not_memory() {
     let mut lab = Lab::new(5).start();
     let (flooding, calm) = (lab.create_guest(), lab.create_guest());
