@@ -10,6 +10,11 @@ use xen_abi::{DomId, GntStatus, GrantRef};
 
 use crate::Grants;
 
+/// Pages that go for others in one round at most. A frontend that has more pages in use than may
+/// stay mapped would otherwise have each of them mapped and unmapped every time, which costs more
+/// than to copy.
+const MAX_EVICTED: usize = 16;
+
 /// The end of the list of slots.
 const NIL: u32 = u32::MAX;
 
@@ -147,16 +152,17 @@ impl<M> Persistent<M> {
 
     /// How many pages can be added in this round.
     pub(crate) fn room(&self) -> usize {
-        let mut room = self.max_pages - self.slots.len();
+        let free = self.max_pages.saturating_sub(self.slots.len());
+        let mut evictable = 0;
         let mut at = self.oldest;
-        while let Some(slot) = self.slots.get(at as usize) {
-            if slot.round == self.round {
-                break;
-            }
-            room += 1;
+        while evictable < MAX_EVICTED
+            && let Some(slot) = self.slots.get(at as usize)
+            && slot.round != self.round
+        {
+            evictable += 1;
             at = slot.newer;
         }
-        room
+        free + evictable
     }
 
     /// Adds a page that was just mapped, and gives the one that has to go for it, if any. There is

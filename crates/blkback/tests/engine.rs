@@ -517,6 +517,26 @@ fn a_frontend_that_never_uses_a_page_again_holds_no_more_than_the_cap() {
 }
 
 #[test]
+fn more_pages_in_use_than_may_stay_mapped_are_not_mapped_over_and_over() {
+    let mut lab = persistent(Lab::new(), 64);
+    let pages: Vec<(Page, GrantRef)> = (0..132).map(|_| lab.page(GrantAccess::ReadWrite)).collect();
+    let segments: Vec<Segment> = pages.iter().map(|page| segment(page.1, 0, 7)).collect();
+    let mut maps = Vec::new();
+    for turn in 0..6 {
+        let before = lab.machine.counters().maps;
+        // Four requests of 11 pages each, round the 132 pages.
+        for chunk in segments.chunks(11).skip(turn % 3 * 4).take(4) {
+            lab.put(read(0, chunk));
+        }
+        lab.turn();
+        assert!(lab.responses().iter().all(|response| response.status == Status::OKAY));
+        maps.push(lab.machine.counters().maps - before);
+    }
+    assert_eq!(maps[..2], [44, 20 + 16]);
+    assert!(maps[2..].iter().all(|&maps| maps <= 16), "{maps:?}");
+}
+
+#[test]
 fn a_page_that_cannot_be_mapped_is_copied_instead() {
     let mut lab = persistent(Lab::new(), 100);
     let (page, gref) = lab.page(GrantAccess::ReadOnly);
