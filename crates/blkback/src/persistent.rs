@@ -101,6 +101,16 @@ impl<M> Persistent<M> {
         missing.sort_unstable();
         missing.dedup();
         missing.truncate(self.room());
+        // Without memory to remember them the pages are copied, too.
+        let growth = missing.len().min(self.max_pages.saturating_sub(self.slots.len()));
+        let slots = &self.slots;
+        let rehash = |&at: &u32| hash(slots[at as usize].gref);
+        if self.by_gref.try_reserve(missing.len(), rehash).is_err()
+            || self.slots.try_reserve(growth).is_err()
+            || self.evicted.try_reserve(missing.len()).is_err()
+        {
+            missing.clear();
+        }
         if !missing.is_empty() {
             let mut full = false;
             grants.map_each(peer, &missing, |gref, mapped| match mapped {

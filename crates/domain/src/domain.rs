@@ -44,6 +44,9 @@ pub struct Domain<P: Platform> {
     deadline: Option<Instant>,
     pub(crate) next_life: u32,
     pub(crate) next_inquiry: u32,
+    /// Pages of frontends that may stay mapped for rings yet to come. Each is remembered on the
+    /// heap, which is in proportion to the pool.
+    pub(crate) mapped_left: usize,
     /// Something found no room in xenstore's queue and is to be tried again.
     pub(crate) stalled: bool,
     /// What `data/usage` says is not true any more.
@@ -114,6 +117,7 @@ impl<P: Platform> Domain<P> {
             pool.nr_total() >> 8,
             pool.nr_reserve()
         ));
+        let mapped_left = usize::try_from(pool.nr_total() / 4).unwrap_or(usize::MAX);
         let client = Client::new(&page);
         let offer = Offer {
             max_ring_order: RingOrder::new(settings.max_ring_order).unwrap_or(RingOrder::MAX),
@@ -132,6 +136,7 @@ impl<P: Platform> Domain<P> {
             deadline: None,
             next_life: 0,
             next_inquiry: 0,
+            mapped_left,
             stalled: false,
             usage_changed: true,
             shutdown: Shutdown::No,

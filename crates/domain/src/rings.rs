@@ -72,11 +72,18 @@ impl<P: Platform> Domain<P> {
     /// Maps the frontend's rings and binds their ports: all or none.
     fn connect(&mut self, platform: &mut P, key: VbdKey, terms: &Terms, rings: &[RingKeys]) {
         let mut queues = Vec::new();
+        let mut left = self.mapped_left;
         for ring in rings {
-            match self.attach_ring(platform, key.frontend, terms, ring) {
-                Ok(queue) => queues.push(queue),
+            // Half of what is left, so that there is some for the next one.
+            let max_mapped = (left / 2).min(self.settings.max_persistent.into());
+            match self.attach_ring(platform, key.frontend, terms, ring, max_mapped) {
+                Ok(queue) => {
+                    let max_mapped = if queue.mapped.is_some() { max_mapped } else { 0 };
+                    left -= max_mapped;
+                    queues.push((queue, max_mapped));
+                }
                 Err(reason) => {
-                    for queue in queues {
+                    for (queue, _) in queues {
                         let_go(platform, queue);
                     }
                     self.refuse_frontend(platform, key, &reason);
@@ -87,13 +94,14 @@ impl<P: Platform> Domain<P> {
         let Some(vbd) = self.vbds.get_mut(&key) else { return };
         platform.log(format_args!("{vbd}: connected, {}", Connected(terms)));
         vbd.next_ring = 0;
-        for (n, queue) in queues.into_iter().enumerate() {
+        self.mapped_left = left;
+        for (n, (queue, max_mapped)) in queues.into_iter().enumerate() {
             let at = queue.port.0 as usize;
             if self.ports.len() <= at {
                 self.ports.resize(at + 1, None);
             }
             self.ports[at] = Some((key, n));
-            vbd.rings.push(Ring { queue, ready: false });
+            vbd.rings.push(Ring { queue, ready: false, max_mapped });
         }
         vbd.handle(Event::Connected);
         // Requests may have come before the ports were ours.
@@ -109,15 +117,14 @@ impl<P: Platform> Domain<P> {
         peer: DomId,
         terms: &Terms,
         keys: &RingKeys,
+        max_mapped: usize,
     ) -> Result<Queue<P::Mapping>, String> {
         let mapping = platform.map(peer, &keys.refs).map_err(|error| error.to_string())?;
         // We mapped as many pages as the ring has, so it fits.
         let ring = BackRing::attach(mapping, terms.abi, self.engine.max_indirect())
             .map_err(|error| error.to_string())?;
         let mapped = match terms.persistence {
-            Persistence::Persistent if self.settings.max_persistent > 0 => {
-                Some(Persistent::new(self.settings.max_persistent.into()))
-            }
+            Persistence::Persistent if max_mapped > 0 => Some(Persistent::new(max_mapped)),
             _ => None,
         };
         match platform.bind_interdomain(peer, keys.port) {
@@ -137,7 +144,8 @@ impl<P: Platform> Domain<P> {
             return;
         }
         let mut stats = Stats::default();
-        for Ring { queue, .. } in core::mem::take(&mut vbd.rings) {
+        for Ring { queue, max_mapped, .. } in core::mem::take(&mut vbd.rings) {
+            self.mapped_left += max_mapped;
             stats += queue.stats;
             if let Some(place) = self.ports.get_mut(queue.port.0 as usize) {
                 *place = None;

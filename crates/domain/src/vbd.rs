@@ -62,6 +62,8 @@ pub(crate) struct Device {
 pub(crate) struct Ring<M> {
     pub(crate) queue: Queue<M>,
     pub(crate) ready: bool,
+    /// Pages that may stay mapped for it.
+    pub(crate) max_mapped: usize,
 }
 
 /// How far our reading of the device's own nodes has come.

@@ -437,6 +437,26 @@ fn a_disk_in_use_grows_when_its_params_do() {
 }
 
 #[test]
+fn pages_that_stay_mapped_are_shared_out_and_come_back() {
+    let mut lab = Lab::new(14).memory_pages(600).start();
+    let us = lab.domid();
+    for _ in 0..2 {
+        let guest = lab.create_guest();
+        let disks = ["xvda", "xvdb"].map(|vdev| lab.attach(guest, vdev, "ram,size=512K"));
+        let mut most = 0;
+        for (disk, share) in disks.into_iter().zip([72, 36]) {
+            lab.connect(disk);
+            lab.random_io(disk, 500);
+            // Its ring, and a half of what was left.
+            most += 1 + share;
+            assert_eq!(lab.machine().grants().nr_handles(us), most);
+        }
+        lab.destroy(guest);
+    }
+    lab.assert_clean();
+}
+
+#[test]
 fn a_shutdown_lets_go_of_everything() {
     let mut lab = Lab::new(10).start();
     let guest = lab.create_guest();
