@@ -235,6 +235,8 @@ impl Xenstored {
                 }
                 let mut names = children(nodes, &path)?;
                 names.push(0);
+                // Past the list, which may have shrunk: an empty name, as at its end.
+                let offset = offset.min(names.len() - 1);
                 let mut part = format!("{}\0", self.generation).into_bytes();
                 let end = names.len().min(offset + self.directory_max - part.len());
                 let end = match names[offset..end].iter().rposition(|byte| *byte == 0) {
