@@ -38,17 +38,11 @@ impl<F: FnMut(Extent)> ExtentSink for F {
     }
 }
 
-/// An open read: until it is ended, its extents keep their bytes.
+/// An open read, made by [`PagePool::begin_read`]: until it is ended, its extents keep their bytes.
 #[must_use = "an open read holds frames until it is ended"]
 #[derive(Debug)]
 pub struct OpenRead {
-    _private: (),
-}
-
-impl OpenRead {
-    pub(crate) const fn new() -> Self {
-        Self { _private: () }
-    }
+    pub(crate) _private: (),
 }
 
 /// An open write: until it is committed, nobody sees its extents.
@@ -60,6 +54,13 @@ pub struct OpenWrite {
     pub(crate) reserved: Option<xen_abi::Gfn>,
     /// Pages among them that the disk does not have yet.
     pub(crate) nr_new: u64,
+}
+
+impl OpenWrite {
+    /// A write for which nothing is reserved yet.
+    pub const fn new(range: SectorRange) -> Self {
+        Self { range, reserved: None, nr_new: 0 }
+    }
 }
 
 /// Whether a long operation is finished.
@@ -115,7 +116,7 @@ impl Steps {
 /// busy.
 ///
 /// Ranges were checked against [`BlockStore::geometry`]; the caller refuses writes to a disk that
-/// is read-only.
+/// is read-only. What is given here once for all is that of such a disk.
 pub trait BlockStore<M: FrameMemory> {
     /// What the disk says of itself. Does not change while a request is open.
     fn geometry(&self) -> Geometry;
@@ -132,7 +133,9 @@ pub trait BlockStore<M: FrameMemory> {
     ) -> Result<OpenRead, StoreError>;
 
     /// Ends a read; its extents may change from now on.
-    fn end_read(&mut self, pool: &mut PagePool<M>, read: OpenRead);
+    fn end_read(&mut self, pool: &mut PagePool<M>, read: OpenRead) {
+        pool.end_read(read);
+    }
 
     /// Begins a write: extents that take the range's bytes go to `sink`. They are reserved for it,
     /// and what the write does not cover of them is filled from the disk.
@@ -141,16 +144,18 @@ pub trait BlockStore<M: FrameMemory> {
     /// The write cannot be done; what `sink` got is void and the disk is as it was.
     fn begin_write(
         &mut self,
-        pool: &mut PagePool<M>,
-        range: SectorRange,
-        sink: &mut impl ExtentSink,
-    ) -> Result<OpenWrite, StoreError>;
+        _pool: &mut PagePool<M>,
+        _range: SectorRange,
+        _sink: &mut impl ExtentSink,
+    ) -> Result<OpenWrite, StoreError> {
+        Err(StoreError::ReadOnly)
+    }
 
     /// Publishes a write whose extents have all been copied to.
-    fn commit_write(&mut self, pool: &mut PagePool<M>, write: OpenWrite);
+    fn commit_write(&mut self, _pool: &mut PagePool<M>, _write: OpenWrite) {}
 
     /// Gives a write up: the disk is as it was.
-    fn abort_write(&mut self, pool: &mut PagePool<M>, write: OpenWrite);
+    fn abort_write(&mut self, _pool: &mut PagePool<M>, _write: OpenWrite) {}
 
     /// Gives a range up, at most `steps` of it at a time.
     ///
@@ -159,17 +164,21 @@ pub trait BlockStore<M: FrameMemory> {
     /// was done already is not told.
     fn discard(
         &mut self,
-        pool: &mut PagePool<M>,
-        range: SectorRange,
-        discard: Discard,
-        steps: &mut Steps,
-    ) -> Result<Progress, StoreError>;
+        _pool: &mut PagePool<M>,
+        _range: SectorRange,
+        _discard: Discard,
+        _steps: &mut Steps,
+    ) -> Result<Progress, StoreError> {
+        Err(StoreError::ReadOnly)
+    }
 
     /// Makes every committed write durable, as far as the store can.
     ///
     /// # Errors
     /// Writes that were acknowledged may be lost.
-    fn flush(&mut self, pool: &mut PagePool<M>) -> Result<(), StoreError>;
+    fn flush(&mut self, _pool: &mut PagePool<M>) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
 
 /// Why a store refuses.
@@ -198,6 +207,9 @@ pub enum StoreError {
         /// The disk's capacity.
         nr_sectors: u64,
     },
+    /// The disk is never written.
+    #[error("the disk is read-only")]
+    ReadOnly,
     /// Not beside the requests that are open; ask again when they are ended.
     #[error("busy with an overlapping request")]
     Busy,

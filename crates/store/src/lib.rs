@@ -11,6 +11,7 @@ extern crate alloc;
 mod block_store;
 mod disk;
 mod geometry;
+mod image;
 mod memory;
 mod pool;
 mod ram;
@@ -24,6 +25,7 @@ pub use geometry::{
     Access, BlockSize, DiscardLimits, Geometry, SECTOR_SHIFT, SECTOR_SIZE, SectorRange,
     SecureDiscard,
 };
+pub use image::{Image, ImageDisk, ImageFile};
 pub use memory::{FrameAddr, FrameMemory};
 pub use pool::{PagePool, PoolError, Want};
 pub use ram::RamDisk;

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 
 use xen_abi::{Gfn, PAGE_SIZE};
 
-use crate::block_store::StoreError;
+use crate::block_store::{OpenRead, StoreError};
 use crate::memory::{FrameAddr, FrameMemory};
 
 const WORD: u64 = 4;
@@ -231,13 +231,17 @@ impl<M: FrameMemory> PagePool<M> {
         self.nr_reads > 0
     }
 
-    /// A read begins: from now on no page changes hands until [`end_read`](Self::end_read).
-    pub(crate) const fn begin_read(&mut self) {
+    /// Begins a read: from now on until [`end_read`](Self::end_read), a page that is released keeps
+    /// its bytes.
+    pub const fn begin_read(&mut self) -> OpenRead {
         self.nr_reads += 1;
+        OpenRead { _private: () }
     }
 
-    /// A read ends.
-    pub(crate) fn end_read(&mut self) {
+    /// Ends a read.
+    #[expect(clippy::needless_pass_by_value, reason = "a read is ended once")]
+    pub fn end_read(&mut self, read: OpenRead) {
+        let OpenRead { _private: () } = read;
         debug_assert!(self.nr_reads > 0, "more reads ended than begun");
         self.nr_reads = self.nr_reads.saturating_sub(1);
         if self.nr_reads == 0 && self.limbo_head != NIL {

@@ -218,13 +218,7 @@ impl<M: FrameMemory> BlockStore<M> for RamDisk {
                 None => Extent::Zero { len_bytes: bytes.len() },
             });
         }
-        pool.begin_read();
-        Ok(OpenRead::new())
-    }
-
-    fn end_read(&mut self, pool: &mut PagePool<M>, read: OpenRead) {
-        let OpenRead { .. } = read;
-        pool.end_read();
+        Ok(pool.begin_read())
     }
 
     fn begin_write(
@@ -242,7 +236,7 @@ impl<M: FrameMemory> BlockStore<M> for RamDisk {
         if !self.may_open(&written) {
             return Err(StoreError::Busy);
         }
-        let mut write = OpenWrite { range, reserved: None, nr_new: 0 };
+        let mut write = OpenWrite::new(range);
         let mut last = None;
         for number in pages(range) {
             let bytes = bytes_in_page(range, number);
@@ -315,10 +309,6 @@ impl<M: FrameMemory> BlockStore<M> for RamDisk {
             self.erase_edges(pool, range);
         }
         Ok(progress)
-    }
-
-    fn flush(&mut self, _pool: &mut PagePool<M>) -> Result<(), StoreError> {
-        Ok(())
     }
 }
 
