@@ -12,7 +12,7 @@ use store::{BlockStore, SecureDiscard};
 use xen_abi::XenbusState;
 use xenstore::{Change, Request, SubmitError};
 
-use crate::domain::{Domain, Dropped};
+use crate::domain::Domain;
 use crate::inbox::Tag;
 use crate::inquiry::{Inquiry, STATE, Side, Subject};
 use crate::open::EINVAL;
@@ -236,9 +236,7 @@ impl<P: Platform> Domain<P> {
     /// often as is bearable.
     pub(crate) fn complain(&mut self, platform: &mut P, key: VbdKey, text: fmt::Arguments<'_>) {
         let Some(vbd) = self.vbds.get_mut(&key) else { return };
-        if let Some(dropped) = vbd.lines.allow(platform.now()) {
-            platform.log(format_args!("{vbd}: {text}{}", Dropped(dropped)));
-        }
+        vbd.say(platform, text);
         self.write_error(platform, key, EINVAL, text);
     }
 

@@ -290,10 +290,8 @@ impl<P: Platform> Domain<P> {
         match self.engine.turn(&mut ring.queue, platform, &mut media) {
             Ok(turn) => {
                 ring.ready |= turn.left == FinalCheck::Work;
-                if let Some(refused) = turn.refused
-                    && let Some(dropped) = vbd.lines.allow(platform.now())
-                {
-                    platform.log(format_args!("{vbd}: {refused}{}", Dropped(dropped)));
+                if let Some(refused) = turn.refused {
+                    vbd.say(platform, format_args!("{refused}"));
                 }
                 if let Some(status) = turn.lost {
                     platform.log(format_args!("{vbd}: a grant stays mapped: {status}"));
@@ -327,15 +325,6 @@ impl<P: Platform> Domain<P> {
         for key in keys {
             self.disconnect(platform, key);
         }
-    }
-}
-
-/// What is said of lines that were not said.
-pub(crate) struct Dropped(pub(crate) u64);
-
-impl core::fmt::Display for Dropped {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        if self.0 > 0 { write!(f, " ({} more before)", self.0) } else { Ok(()) }
     }
 }
 

@@ -92,7 +92,7 @@ impl<P: Platform> Domain<P> {
             }
         }
         let Some(vbd) = self.vbds.get_mut(&key) else { return };
-        platform.log(format_args!("{vbd}: connected, {}", Connected(terms)));
+        vbd.say(platform, format_args!("connected, {}", Connected(terms)));
         vbd.next_ring = 0;
         self.mapped_left = left;
         for (n, (queue, max_mapped)) in queues.into_iter().enumerate() {
@@ -152,7 +152,9 @@ impl<P: Platform> Domain<P> {
             }
             let_go(platform, queue);
         }
-        platform.log(format_args!("vbd {key}: closed after {stats}"));
+        if let Some(vbd) = self.vbds.get_mut(&key) {
+            vbd.say(platform, format_args!("closed after {stats}"));
+        }
         self.usage_changed = true;
     }
 }

