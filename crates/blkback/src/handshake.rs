@@ -26,6 +26,15 @@ pub struct Look {
     pub frontend: Option<XenbusState>,
 }
 
+/// Whether the disk is there for a frontend to connect to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Availability {
+    /// It is.
+    Free,
+    /// Another vbd is connected to it.
+    Taken,
+}
+
 /// Something that happened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Event {
@@ -37,6 +46,9 @@ pub enum Event {
     Refused,
     /// The time that [`Action::Settle`] asked for is over.
     Settled,
+    /// Whether the disk is there has changed. Also an answer to [`Action::Connect`]: it was taken
+    /// meanwhile.
+    Disk(Availability),
     /// The ring is mapped and its port bound.
     Connected,
     /// The ring could not be had: the frontend's keys or grants are no good.
@@ -56,8 +68,8 @@ pub enum Action {
     Publish,
     /// Wait so long that libxl sees us in state 2; then [`Event::Settled`].
     Settle,
-    /// Read the frontend's keys, map its ring, bind its port; then [`Event::Connected`] or
-    /// [`Event::NotConnected`].
+    /// Read the frontend's keys, map its ring, bind its port; then [`Event::Connected`],
+    /// [`Event::NotConnected`], or [`Event::Disk`] where another vbd has the disk.
     Connect,
     /// Answer what is in flight, unmap the ring, close the port.
     Disconnect,
@@ -115,6 +127,7 @@ pub struct Handshake {
     ring: Ring,
     reopen: Reopen,
     settled: bool,
+    disk: Availability,
 }
 
 impl Default for Handshake {
@@ -133,6 +146,7 @@ impl Handshake {
             ring: Ring::None,
             reopen: Reopen::Yes,
             settled: false,
+            disk: Availability::Free,
         }
     }
 
@@ -140,6 +154,12 @@ impl Handshake {
     #[must_use]
     pub fn has_ring(&self) -> bool {
         self.ring == Ring::Mapped
+    }
+
+    /// Whether the ring is to be connected and not yet known to be.
+    #[must_use]
+    pub fn is_connecting(&self) -> bool {
+        self.phase == Phase::Connecting
     }
 
     /// Takes an event and says what to do.
@@ -159,6 +179,13 @@ impl Handshake {
                 self.close(&mut actions);
             }
             (Event::Settled, _) => self.settled = true,
+            (Event::Disk(disk), _) => {
+                self.disk = disk;
+                // Another vbd was faster.
+                if disk == Availability::Taken && self.phase == Phase::Connecting {
+                    self.phase = Phase::InitWait;
+                }
+            }
             (Event::Connected, Phase::Connecting) => {
                 self.ring = Ring::Mapped;
                 self.phase = Phase::Connected;
@@ -198,7 +225,9 @@ impl Handshake {
                     self.closing(actions);
                 }
                 // Some frontends are at 3 or 4 before they have seen us at 2.
-                (Phase::InitWait, _, Some(Initialised | Connected)) if self.settled => {
+                (Phase::InitWait, _, Some(Initialised | Connected))
+                    if self.settled && self.disk == Availability::Free =>
+                {
                     self.phase = Phase::Connecting;
                     actions.push(Action::Connect);
                 }

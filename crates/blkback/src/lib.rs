@@ -20,7 +20,7 @@ mod stats;
 pub use connection::{KeyError, Offer, Persistence, RingKeys, Terms};
 pub use engine::{Discards, Engine, Media, Queue, Turn};
 pub use grants::{Grants, MapError};
-pub use handshake::{Action, Event, Handshake, Look, Online};
+pub use handshake::{Action, Availability, Event, Handshake, Look, Online};
 pub use persistent::Persistent;
 pub use refused::{Reason, Refused};
 pub use stats::Stats;

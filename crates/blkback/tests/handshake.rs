@@ -1,6 +1,6 @@
 //! The handshake, in every order that frontends in the field are known to go through it.
 
-use blkback::{Action, Event, Handshake, Look, Online};
+use blkback::{Action, Availability, Event, Handshake, Look, Online};
 use proptest::prelude::*;
 use xen_abi::XenbusState::{
     self, Closed, Closing, Connected, InitWait, Initialised, Initialising, Unknown,
@@ -289,6 +289,37 @@ fn events_that_come_too_late_change_nothing() {
     assert_eq!(backend.log(), "");
 }
 
+#[test]
+fn a_disk_that_is_taken_is_waited_for_in_2() {
+    let mut backend = Backend::new();
+    backend.handle(Event::Disk(Availability::Taken));
+    assert_eq!(backend.frontend(&[Initialised, Connected]).log(), "2");
+    backend.handle(Event::Disk(Availability::Free));
+    assert_eq!(backend.log(), "+4");
+    // It is ours now; whoever else wants it waits.
+    backend.handle(Event::Disk(Availability::Taken));
+    assert_eq!(backend.log(), "");
+}
+
+#[test]
+fn a_disk_that_another_takes_first_is_waited_for() {
+    let mut backend = Backend::new();
+    backend.connects = Event::Disk(Availability::Taken);
+    assert_eq!(backend.frontend(&[Initialised, Connected]).log(), "2+");
+    assert!(!backend.machine.has_ring());
+    backend.connects = Event::Connected;
+    backend.handle(Event::Disk(Availability::Free));
+    assert_eq!(backend.log(), "+4");
+}
+
+#[test]
+fn whoever_waits_for_a_disk_may_go() {
+    let mut backend = Backend::new();
+    backend.handle(Event::Disk(Availability::Taken));
+    assert_eq!(backend.frontend(&[Initialised]).log(), "2");
+    assert_eq!(backend.gone().detach().log(), "56x.");
+}
+
 fn state() -> impl Strategy<Value = Option<XenbusState>> {
     proptest::sample::select(vec![
         None,
@@ -310,7 +341,14 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let events = vec![Event::Broken, Event::Published, Event::Connected, Event::NotConnected];
+    let events = vec![
+        Event::Broken,
+        Event::Published,
+        Event::Connected,
+        Event::NotConnected,
+        Event::Disk(Availability::Taken),
+        Event::Disk(Availability::Free),
+    ];
     prop_oneof![
         8 => state().prop_map(Step::Frontend),
         1 => proptest::sample::select(events).prop_map(Step::Event),
