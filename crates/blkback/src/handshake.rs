@@ -156,10 +156,10 @@ impl Handshake {
         self.ring == Ring::Mapped
     }
 
-    /// Whether the ring is to be connected and not yet known to be.
+    /// Whether it waits for a disk that another vbd has.
     #[must_use]
-    pub fn is_connecting(&self) -> bool {
-        self.phase == Phase::Connecting
+    pub fn waits_for_disk(&self) -> bool {
+        self.disk == Availability::Taken
     }
 
     /// Takes an event and says what to do.
