@@ -10,7 +10,7 @@ use blkif::{
     SegmentError, Segments, Slot, Status, Transfer,
 };
 use sim::{GrantAccess, Machine, OwnFrames, Page, Region, SimMapping, SimPlatform};
-use store::{Access, BlockSize, PagePool, RamDisk, StoreError};
+use store::{Access, BlockSize, PageDisk, PagePool, StoreError};
 use xen_abi::{DomId, EvtchnPort, Gfn, GntStatus, GrantRef, PAGE_SIZE};
 
 const SECTOR: usize = 512;
@@ -26,7 +26,7 @@ struct Lab {
     queue: Queue<SimMapping>,
     engine: Engine,
     pool: PagePool<OwnFrames>,
-    disk: RamDisk,
+    disk: PageDisk,
     access: Access,
     discards: Discards,
     next_id: u64,
@@ -44,8 +44,8 @@ impl Lab {
         let mut platform = SimPlatform::new(&machine, us, &[(FIRST_FRAME, nr_all)]);
         let runs = [(Gfn(FIRST_FRAME.0 + Engine::NR_FRAMES), nr_frames)];
         let pool = PagePool::new(platform.frames().clone(), &runs).unwrap();
-        let disk = RamDisk::new(NR_SECTORS, BlockSize::B512, NR_SECTORS / 8, &pool)
-            .or_else(|_| RamDisk::new(NR_SECTORS, BlockSize::B512, 20, &pool))
+        let disk = PageDisk::new(NR_SECTORS, BlockSize::B512, NR_SECTORS / 8, &pool)
+            .or_else(|_| PageDisk::new(NR_SECTORS, BlockSize::B512, 20, &pool))
             .unwrap();
         let max = MaxIndirectSegments::new(MAX_INDIRECT).unwrap();
         let ring_page = Page::new();
@@ -404,7 +404,7 @@ fn a_discard_gives_memory_back_and_a_long_one_takes_several_turns() {
     // A disk so large that its pages cannot be given back in one turn.
     let mut lab = Lab::with_pool(3000);
     let nr_sectors = 8 * 2000;
-    lab.disk = RamDisk::new(nr_sectors, BlockSize::B512, 2000, &lab.pool).unwrap();
+    lab.disk = PageDisk::new(nr_sectors, BlockSize::B512, 2000, &lab.pool).unwrap();
     let free = lab.pool.nr_free();
     let (_, gref) = lab.page(GrantAccess::ReadOnly);
     for n in 0..8 {
@@ -427,7 +427,7 @@ fn a_discard_gives_memory_back_and_a_long_one_takes_several_turns() {
 #[test]
 fn blocks_of_4096_bytes_are_read_and_written_whole() {
     let mut lab = Lab::new();
-    lab.disk = RamDisk::new(NR_SECTORS, BlockSize::B4096, 10, &lab.pool).unwrap();
+    lab.disk = PageDisk::new(NR_SECTORS, BlockSize::B4096, 10, &lab.pool).unwrap();
     let (_, gref) = lab.page(GrantAccess::ReadWrite);
     assert_eq!(lab.serve(write(8, &[segment(gref, 0, 7)])), OKAY);
     let block = Reason::SegmentBlock { n: 1, block_bytes: 4096 };

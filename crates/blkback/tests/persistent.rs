@@ -8,7 +8,7 @@ use blkif::{
     Segments, Status, Transfer,
 };
 use sim::{GrantAccess, Machine, OwnFrames, Page, Region, SimMapping, SimPlatform};
-use store::{Access, BlockSize, PagePool, RamDisk};
+use store::{Access, BlockSize, PageDisk, PagePool};
 use xen_abi::{DomId, EvtchnPort, Gfn, GntStatus, GrantRef, PAGE_SIZE};
 
 const FIRST_FRAME: Gfn = Gfn(100);
@@ -26,7 +26,7 @@ struct Lab {
     queue: Queue<SimMapping>,
     engine: Engine,
     pool: PagePool<OwnFrames>,
-    disk: RamDisk,
+    disk: PageDisk,
 }
 
 impl Lab {
@@ -43,7 +43,7 @@ impl Lab {
         let queue = Queue::new(ring, EvtchnPort(0), guest, mapped);
         let runs = [(Gfn(FIRST_FRAME.0 + Engine::NR_FRAMES), NR_FRAMES - Engine::NR_FRAMES)];
         let pool = PagePool::new(platform.frames().clone(), &runs).unwrap();
-        let disk = RamDisk::new(128, BlockSize::B512, 16, &pool).unwrap();
+        let disk = PageDisk::new(128, BlockSize::B512, 16, &pool).unwrap();
         let engine = Engine::new(FIRST_FRAME, MaxIndirectSegments::NONE);
         Self { machine, platform, guest, front, queue, engine, pool, disk }
     }

@@ -6,7 +6,7 @@ use alloc::string::{String, ToString};
 use blkback::{Discards, Event};
 use blkif::{keys, keys::VdiskInfo};
 use catalog::Target;
-use store::{Access, BlockSize, BlockStore, Disk, RamDisk, SECTOR_SIZE, StoreError};
+use store::{Access, BlockSize, BlockStore, Disk, PageDisk, SECTOR_SIZE, StoreError};
 use xen_abi::{PAGE_SIZE, XenbusState};
 use xenstore::Request;
 
@@ -91,7 +91,7 @@ impl<P: Platform> Domain<P> {
         let Target::Ram { size_bytes, block_bytes } = parse_target(wish.params)?;
         let logical = if block_bytes == 4096 { BlockSize::B4096 } else { BlockSize::B512 };
         let (nr_sectors, cap_pages) = size(size_bytes);
-        let disk = RamDisk::new(nr_sectors, logical, cap_pages, &self.pool).map_err(told)?;
+        let disk = PageDisk::new(nr_sectors, logical, cap_pages, &self.pool).map_err(told)?;
         let discards = match wish.discard_enable {
             Some(b"0") => Discards::No,
             _ => Discards::Offered,
@@ -101,7 +101,7 @@ impl<P: Platform> Domain<P> {
         info.set(VdiskInfo::CDROM, wish.device_type == Some(b"cdrom"));
         info.set(VdiskInfo::REMOVABLE, wish.removable == Some(b"1"));
         let (frontend_dir, params) = (frontend_dir.into(), wish.params.into());
-        Ok(Device { frontend_dir, params, disk: Disk::Ram(disk), access, discards, info })
+        Ok(Device { frontend_dir, params, disk: Disk::Pages(disk), access, discards, info })
     }
 
     /// Obeys a change of `params` on a device in use: a larger size is all that it can be.
@@ -113,8 +113,11 @@ impl<P: Platform> Domain<P> {
         }
         device.params = params.into();
         let grown = parse_target(params).and_then(|target| {
-            let (Target::Ram { size_bytes, block_bytes }, Disk::Ram(disk)) =
-                (target, &mut device.disk);
+            let (Target::Ram { size_bytes, block_bytes }, Disk::Pages(disk)) =
+                (target, &mut device.disk)
+            else {
+                return Err((EINVAL, "the type of a disk in use cannot change".into()));
+            };
             if BlockStore::<P::Memory>::geometry(disk).logical.bytes() != block_bytes {
                 return Err((EINVAL, "the block size of a disk in use cannot change".into()));
             }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use blkback::{Discards, Engine, Media, Persistent, Queue};
 use blkif::{Abi, BackRing, FinalCheck, MaxIndirectSegments, OpCode, Segment, Slot, layout};
 use sim::{GrantAccess, Machine, OwnFrames, Page, SimPlatform};
-use store::{Access, BlockSize, PagePool, RamDisk, Steps};
+use store::{Access, BlockSize, PageDisk, PagePool, Steps};
 use xen_abi::{DomId, EvtchnPort, Gfn, GntStatus, GrantRef, PAGE_SIZE};
 
 use crate::input::Input;
@@ -63,7 +63,7 @@ struct Lab {
     engine: Engine,
     pool: PagePool<OwnFrames>,
     nr_free: u64,
-    disk: RamDisk,
+    disk: PageDisk,
     access: Access,
     discards: Discards,
     ledger: Rc<RefCell<Ledger>>,
@@ -88,7 +88,7 @@ impl Lab {
         let platform = SimPlatform::new(&machine, us, &[(FIRST_FRAME, nr_frames)]);
         let runs = [(Gfn(FIRST_FRAME.0 + Engine::NR_FRAMES), NR_POOL_FRAMES)];
         let pool = PagePool::new(platform.frames().clone(), &runs).expect("large enough");
-        let disk = RamDisk::new(NR_SECTORS, block, CAP_PAGES, &pool).expect("fits the pool");
+        let disk = PageDisk::new(NR_SECTORS, block, CAP_PAGES, &pool).expect("fits the pool");
 
         let input = Rc::new(RefCell::new(input));
         let ring = Page::new();

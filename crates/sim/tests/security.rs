@@ -20,7 +20,7 @@ use sim::xenstored::{DuplicateEvents, Errno};
 use sim::{
     Access as Touch, GrantAccess, GrantUse, Lab, Machine, Page, Region, SimPlatform, Storm, seeds,
 };
-use store::{Access, BlockSize, PagePool, RamDisk};
+use store::{Access, BlockSize, PageDisk, PagePool};
 use xen_abi::{DomId, EvtchnPort, Gfn, GntStatus, GrantRef, PAGE_SIZE, XenbusState};
 
 const NR_SECTORS: u64 = 512;
@@ -268,7 +268,7 @@ struct Bench {
     queue: Queue<sim::SimMapping>,
     engine: Engine,
     pool: PagePool<sim::OwnFrames>,
-    disk: RamDisk,
+    disk: PageDisk,
 }
 
 impl Bench {
@@ -279,7 +279,7 @@ impl Bench {
         let runs = [(Gfn(area.0 + Engine::NR_FRAMES), nr_frames)];
         let mut platform = SimPlatform::new(&machine, us, &[(area, nr_frames + Engine::NR_FRAMES)]);
         let pool = PagePool::new(platform.frames().clone(), &runs).unwrap();
-        let disk = RamDisk::new(NR_SECTORS, BlockSize::B512, NR_SECTORS / 8, &pool).unwrap();
+        let disk = PageDisk::new(NR_SECTORS, BlockSize::B512, NR_SECTORS / 8, &pool).unwrap();
         let page = Page::new();
         let gref = machine.grants().grant(guest, us, &page, GrantAccess::ReadWrite);
         let front = FrontRing::init(Region::owned(vec![page]), Abi::X86_64).unwrap();

@@ -213,6 +213,9 @@ pub enum StoreError {
     /// Not beside the requests that are open; ask again when they are ended.
     #[error("busy with an overlapping request")]
     Busy,
+    /// The disk does not erase: others may see what it gives up.
+    #[error("the disk does no secure discards")]
+    NotSecure,
     /// The disk has all the pages that it may have.
     #[error("the disk's {cap_pages} pages are used up")]
     CapReached {
@@ -226,6 +229,14 @@ pub enum StoreError {
         needed: u64,
         /// Pages that disks can have.
         usable: u64,
+    },
+    /// A disk cannot have that many sectors.
+    #[error("{nr_sectors} sectors are more than the {max} that a disk can have")]
+    TooManySectors {
+        /// Sectors that were asked for.
+        nr_sectors: u64,
+        /// Sectors that a disk can have.
+        max: u64,
     },
     /// A disk in use does not become smaller.
     #[error("{wanted} sectors are fewer than the disk's {nr_sectors}")]

@@ -4,31 +4,47 @@ use crate::block_store::{
     BlockStore, Discard, ExtentSink, OpenRead, OpenWrite, Progress, Steps, StoreError,
 };
 use crate::geometry::{Geometry, SectorRange};
+use crate::image::ImageDisk;
 use crate::memory::FrameMemory;
+use crate::null::NullDisk;
+use crate::page_disk::PageDisk;
 use crate::pool::PagePool;
-use crate::ram::RamDisk;
 
 /// Any disk there can be. A new type of disk is a file of its own and an arm here.
 #[derive(Debug)]
 pub enum Disk {
-    /// A thin RAM disk.
-    Ram(RamDisk),
+    /// Pages over zeroes or over an image.
+    Pages(PageDisk),
+    /// An image, read-only.
+    Image(ImageDisk),
+    /// Keeps nothing.
+    Null(NullDisk),
+}
+
+/// Asks whichever disk it is.
+macro_rules! each {
+    ($of:expr, $disk:ident => $ask:expr) => {
+        match $of {
+            Disk::Pages($disk) => $ask,
+            Disk::Image($disk) => $ask,
+            Disk::Null($disk) => $ask,
+        }
+    };
 }
 
 impl Disk {
     /// Gives what the disk holds back to the pool, a step a page; done before it is dropped.
     pub fn clear<M: FrameMemory>(&mut self, pool: &mut PagePool<M>, steps: &mut Steps) -> Progress {
         match self {
-            Self::Ram(disk) => disk.clear(pool, steps),
+            Self::Pages(disk) => disk.clear(pool, steps),
+            Self::Image(_) | Self::Null(_) => Progress::Done,
         }
     }
 }
 
 impl<M: FrameMemory> BlockStore<M> for Disk {
     fn geometry(&self) -> Geometry {
-        match self {
-            Self::Ram(disk) => BlockStore::<M>::geometry(disk),
-        }
+        each!(self, disk => BlockStore::<M>::geometry(disk))
     }
 
     fn begin_read(
@@ -37,15 +53,11 @@ impl<M: FrameMemory> BlockStore<M> for Disk {
         range: SectorRange,
         sink: &mut impl ExtentSink,
     ) -> Result<OpenRead, StoreError> {
-        match self {
-            Self::Ram(disk) => disk.begin_read(pool, range, sink),
-        }
+        each!(self, disk => disk.begin_read(pool, range, sink))
     }
 
     fn end_read(&mut self, pool: &mut PagePool<M>, read: OpenRead) {
-        match self {
-            Self::Ram(disk) => disk.end_read(pool, read),
-        }
+        each!(self, disk => disk.end_read(pool, read));
     }
 
     fn begin_write(
@@ -54,21 +66,15 @@ impl<M: FrameMemory> BlockStore<M> for Disk {
         range: SectorRange,
         sink: &mut impl ExtentSink,
     ) -> Result<OpenWrite, StoreError> {
-        match self {
-            Self::Ram(disk) => disk.begin_write(pool, range, sink),
-        }
+        each!(self, disk => disk.begin_write(pool, range, sink))
     }
 
     fn commit_write(&mut self, pool: &mut PagePool<M>, write: OpenWrite) {
-        match self {
-            Self::Ram(disk) => disk.commit_write(pool, write),
-        }
+        each!(self, disk => disk.commit_write(pool, write));
     }
 
     fn abort_write(&mut self, pool: &mut PagePool<M>, write: OpenWrite) {
-        match self {
-            Self::Ram(disk) => disk.abort_write(pool, write),
-        }
+        each!(self, disk => disk.abort_write(pool, write));
     }
 
     fn discard(
@@ -78,14 +84,10 @@ impl<M: FrameMemory> BlockStore<M> for Disk {
         discard: Discard,
         steps: &mut Steps,
     ) -> Result<Progress, StoreError> {
-        match self {
-            Self::Ram(disk) => disk.discard(pool, range, discard, steps),
-        }
+        each!(self, disk => disk.discard(pool, range, discard, steps))
     }
 
     fn flush(&mut self, pool: &mut PagePool<M>) -> Result<(), StoreError> {
-        match self {
-            Self::Ram(disk) => disk.flush(pool),
-        }
+        each!(self, disk => disk.flush(pool))
     }
 }

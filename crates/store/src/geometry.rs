@@ -1,6 +1,7 @@
 //! What a disk says of itself, and ranges of sectors on it.
 
 use core::fmt;
+use core::ops::Range;
 
 use crate::StoreError;
 
@@ -45,6 +46,18 @@ impl BlockSize {
             Self::B512 => 1,
             Self::B4096 => 8,
         }
+    }
+
+    /// Checks that a disk of `nr_sectors` sectors is at least one of whole blocks.
+    pub(crate) const fn check_size(self, nr_sectors: u64) -> Result<(), StoreError> {
+        if nr_sectors == 0 {
+            return Err(StoreError::Empty);
+        }
+        let block = self.sectors();
+        if !nr_sectors.is_multiple_of(block) {
+            return Err(StoreError::Misaligned { first: 0, nr: nr_sectors, block });
+        }
+        Ok(())
     }
 }
 
@@ -125,6 +138,13 @@ impl SectorRange {
     #[must_use]
     pub const fn end(self) -> u64 {
         self.first + self.nr
+    }
+
+    /// The part of it that lies within `sectors`, if there is one.
+    pub(crate) fn within(self, sectors: &Range<u64>) -> Option<Self> {
+        let first = self.first.max(sectors.start);
+        let end = self.end().min(sectors.end);
+        (first < end).then(|| Self { first, nr: end - first })
     }
 }
 

@@ -8,15 +8,19 @@
 
 extern crate alloc;
 
+mod audit;
 mod block_store;
 mod disk;
+mod extents;
 mod geometry;
 mod image;
 mod memory;
+mod null;
+mod page_disk;
 mod pool;
-mod ram;
 mod table;
 
+pub use audit::{Audit, Mismatch};
 pub use block_store::{
     BlockStore, Discard, Extent, ExtentSink, OpenRead, OpenWrite, Progress, Steps, StoreError,
 };
@@ -27,5 +31,6 @@ pub use geometry::{
 };
 pub use image::{Image, ImageDisk, ImageFile};
 pub use memory::{FrameAddr, FrameMemory};
+pub use null::NullDisk;
+pub use page_disk::{PageDisk, Usage};
 pub use pool::{PagePool, PoolError, Want};
-pub use ram::RamDisk;

@@ -1,9 +1,9 @@
 //! The one pool of pages that all disks share.
 //!
 //! Plain data, addressed by frame number: a word for every frame, kept in frames of the pool
-//! itself, says whether the frame is free, how often it is referred to, or which reserved frame
-//! comes after it. Nothing here grows with the pool but that table, and nothing is touched at the
-//! start: frames that were never used are taken in order.
+//! itself, says how often the frame is referred to, or which frame comes after it in the list of
+//! those that are free, reserved or in limbo. Nothing here grows with the pool but that table, and
+//! nothing is touched at the start: frames that were never used are taken in order.
 
 use alloc::vec::Vec;
 
@@ -18,6 +18,14 @@ const WORDS_PER_FRAME: u64 = PAGE_SIZE as u64 / WORD;
 /// The end of a list of frames. No frame's index: the table stops short of it.
 const NIL: u32 = u32::MAX;
 
+/// In the word of a frame that is referred to: zeroes are written over it when that is over.
+const ERASE: u32 = 1 << 31;
+
+/// Frames from the first to the last: 4 TiB. Each reference to a frame stands in a table's node,
+/// which is another frame and refers to it once, or in a disk, which takes more of the heap than of
+/// these words; so no count comes near [`ERASE`].
+const MAX_FRAMES: u64 = 1 << 30;
+
 /// What a new page is wanted for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Want {
@@ -29,7 +37,7 @@ pub enum Want {
 
 /// A refcounted pool of [`PAGE_SIZE`] pages.
 ///
-/// At every point, free + used = total.
+/// At every point, free + used = total; what is in limbo is in use.
 #[derive(Debug)]
 pub struct PagePool<M> {
     memory: M,
@@ -46,11 +54,23 @@ pub struct PagePool<M> {
     nr_reserve: u64,
     /// Open reads. While there are any, a frame that nobody refers to waits in limbo.
     nr_reads: u32,
-    limbo_head: u32,
-    limbo_tail: u32,
-    nr_limbo: u64,
+    limbo: Limbo,
+    /// Frames in limbo that are to be erased.
+    doomed: Limbo,
     /// A frame of zeroes, never written.
     zero: Gfn,
+}
+
+/// A list of frames that nobody refers to and that an open read may still name.
+#[derive(Debug)]
+struct Limbo {
+    head: u32,
+    tail: u32,
+    nr: u64,
+}
+
+impl Limbo {
+    const EMPTY: Self = Self { head: NIL, tail: NIL, nr: 0 };
 }
 
 impl<M: FrameMemory> PagePool<M> {
@@ -61,14 +81,15 @@ impl<M: FrameMemory> PagePool<M> {
     pub fn new(memory: M, runs: &[(Gfn, u64)]) -> Result<Self, PoolError> {
         let mut runs: Vec<(u64, u64)> = runs
             .iter()
-            .filter(|(_, nr)| *nr > 0)
-            .map(|&(first, nr)| (first.0, first.0.saturating_add(nr)))
+            // In a table, frame number 0 says that there is none.
+            .map(|&(first, nr)| (first.0.max(1), first.0.saturating_add(nr)))
+            .filter(|(start, end)| start < end)
             .collect();
         runs.sort_unstable();
         let base = runs.first().ok_or(PoolError::Empty)?.0;
         let end = runs.last().ok_or(PoolError::Empty)?.1;
         let nr_frames = end - base;
-        if nr_frames >= u64::from(NIL) || end >= u64::from(u32::MAX) {
+        if nr_frames > MAX_FRAMES || end >= u64::from(u32::MAX) {
             return Err(PoolError::TooLarge { nr_frames });
         }
         let nr_table = nr_frames.div_ceil(WORDS_PER_FRAME);
@@ -98,9 +119,8 @@ impl<M: FrameMemory> PagePool<M> {
             nr_total,
             nr_reserve,
             nr_reads: 0,
-            limbo_head: NIL,
-            limbo_tail: NIL,
-            nr_limbo: 0,
+            limbo: Limbo::EMPTY,
+            doomed: Limbo::EMPTY,
             zero,
         };
         pool.memory.zero(FrameAddr::start_of(zero), PAGE_SIZE);
@@ -123,6 +143,11 @@ impl<M: FrameMemory> PagePool<M> {
     #[must_use]
     pub const fn nr_reserve(&self) -> u64 {
         self.nr_reserve
+    }
+
+    /// Pages that disks can have and still be written when the pool is full.
+    pub(crate) const fn nr_usable(&self) -> u64 {
+        self.nr_total - self.nr_reserve
     }
 
     /// A page of zeroes that nobody writes.
@@ -176,34 +201,58 @@ impl<M: FrameMemory> PagePool<M> {
         Ok(self.gfn(index))
     }
 
-    /// Drops a reference to a page; it is free when the last is gone.
+    /// Drops a reference to a page. When the last is gone the page is free, but not before the
+    /// reads that are open have ended.
     pub fn release(&mut self, page: Gfn) {
         let index = self.index(page);
-        let nr_refs = self.word(index);
-        debug_assert!(nr_refs > 0, "page {page} is released more often than it was taken");
-        if nr_refs > 1 {
-            self.set_word(index, nr_refs - 1);
-        } else if self.nr_reads > 0 {
-            self.set_word(index, self.limbo_head);
-            if self.limbo_head == NIL {
-                self.limbo_tail = index;
-            }
-            self.limbo_head = index;
-            self.nr_limbo += 1;
-        } else {
-            self.set_word(index, self.free_head);
-            self.free_head = index;
-            self.nr_free += 1;
+        let word = self.word(index);
+        debug_assert!(word & !ERASE > 0, "page {page} is released more often than it was taken");
+        if word & !ERASE > 1 {
+            self.set_word(index, word - 1);
+            return;
         }
-    }
-
-    /// As [`release`](Self::release), and nothing is left of what the page held when the last
-    /// reference is gone.
-    pub fn release_erased(&mut self, page: Gfn) {
-        if self.word(self.index(page)) == 1 {
+        let doomed = word & ERASE > 0;
+        if self.nr_reads > 0 {
+            let limbo = if doomed { &mut self.doomed } else { &mut self.limbo };
+            let next = core::mem::replace(&mut limbo.head, index);
+            if next == NIL {
+                limbo.tail = index;
+            }
+            limbo.nr += 1;
+            self.set_word(index, next);
+            return;
+        }
+        if doomed {
             self.memory.zero(FrameAddr::start_of(page), PAGE_SIZE);
         }
-        self.release(page);
+        self.set_word(index, self.free_head);
+        self.free_head = index;
+        self.nr_free += 1;
+    }
+
+    /// Adds a reference to a page that has one.
+    pub(crate) fn retain(&mut self, page: Gfn) {
+        let index = self.index(page);
+        let word = self.word(index);
+        debug_assert!(word & !ERASE > 0, "page {page} is shared, but nobody has it");
+        self.set_word(index, word + 1);
+    }
+
+    /// Whether a page has more than one reference.
+    pub(crate) fn is_shared(&self, page: Gfn) -> bool {
+        self.nr_refs(page) > 1
+    }
+
+    /// References to a page that has any.
+    pub(crate) fn nr_refs(&self, page: Gfn) -> u32 {
+        self.word(self.index(page)) & !ERASE
+    }
+
+    /// Has zeroes written over a page once its last reference is gone.
+    pub(crate) fn doom(&mut self, page: Gfn) {
+        let index = self.index(page);
+        let word = self.word(index);
+        self.set_word(index, word | ERASE);
     }
 
     /// Makes a page, fresh from [`take`](Self::take), the one that comes after `after` in a list
@@ -220,15 +269,20 @@ impl<M: FrameMemory> PagePool<M> {
     /// Takes the first page off a list of reserved pages and gives the rest of the list. The page
     /// is then referred to once.
     pub(crate) fn unlink_reserved(&mut self, page: Gfn) -> Option<Gfn> {
-        let index = self.index(page);
-        let next = self.word(index);
-        self.set_word(index, 1);
+        let next = self.next_reserved(page);
+        self.set_word(self.index(page), 1);
+        next
+    }
+
+    /// The page that comes after `page` in a list of reserved pages.
+    pub(crate) fn next_reserved(&self, page: Gfn) -> Option<Gfn> {
+        let next = self.word(self.index(page));
         (next != NIL).then(|| self.gfn(next))
     }
 
-    /// Whether a read is open.
-    pub(crate) const fn is_read(&self) -> bool {
-        self.nr_reads > 0
+    /// Pages that are neither free nor referred to: they wait for open reads.
+    pub(crate) const fn nr_limbo(&self) -> u64 {
+        self.limbo.nr + self.doomed.nr
     }
 
     /// Begins a read: from now on until [`end_read`](Self::end_read), a page that is released keeps
@@ -244,14 +298,34 @@ impl<M: FrameMemory> PagePool<M> {
         let OpenRead { _private: () } = read;
         debug_assert!(self.nr_reads > 0, "more reads ended than begun");
         self.nr_reads = self.nr_reads.saturating_sub(1);
-        if self.nr_reads == 0 && self.limbo_head != NIL {
-            let tail = self.limbo_tail;
-            self.set_word(tail, self.free_head);
-            self.free_head = self.limbo_head;
-            self.nr_free += self.nr_limbo;
-            self.limbo_head = NIL;
-            self.nr_limbo = 0;
+        if self.nr_reads > 0 {
+            return;
         }
+        if self.doomed.nr > 0 {
+            self.erase_doomed();
+        }
+        if self.limbo.nr > 0 {
+            let limbo = core::mem::replace(&mut self.limbo, Limbo::EMPTY);
+            self.set_word(limbo.tail, self.free_head);
+            self.free_head = limbo.head;
+            self.nr_free += limbo.nr;
+        }
+    }
+
+    /// Moves what is to be erased to where nothing needs to be.
+    fn erase_doomed(&mut self) {
+        let doomed = core::mem::replace(&mut self.doomed, Limbo::EMPTY);
+        let mut index = doomed.head;
+        while index != NIL {
+            self.memory.zero(FrameAddr::start_of(self.gfn(index)), PAGE_SIZE);
+            index = self.word(index);
+        }
+        self.set_word(doomed.tail, self.limbo.head);
+        if self.limbo.head == NIL {
+            self.limbo.tail = doomed.tail;
+        }
+        self.limbo.head = doomed.head;
+        self.limbo.nr += doomed.nr;
     }
 
     /// The error of a pool that has no page to give.

@@ -2,18 +2,22 @@
 //!
 //! A node holds 1024 entries of 32 bits, each the frame number of the node or page below it, or 0
 //! for none. A fully written disk pays a word a page, an empty one nothing.
+//!
+//! Tables may have nodes and pages in common: what more than one entry or root refers to is never
+//! written. A disk that wants to, copies the path down to it first and refers to all that hangs off
+//! the path once more.
 
 use core::ops::Range;
 
 use xen_abi::{Gfn, PAGE_SIZE};
 
-use crate::block_store::{Progress, Steps, StoreError};
+use crate::block_store::{Discard, Progress, Steps, StoreError};
 use crate::memory::{FrameAddr, FrameMemory};
 use crate::pool::{PagePool, Want};
 
 const ENTRY_BYTES: u16 = 4;
 const FANOUT_SHIFT: u32 = 10;
-const FANOUT: u64 = 1 << FANOUT_SHIFT;
+pub(crate) const FANOUT: u64 = 1 << FANOUT_SHIFT;
 
 /// The pages of one disk, by their number on it.
 #[derive(Debug)]
@@ -21,6 +25,41 @@ pub(crate) struct PageTable {
     root: Option<Gfn>,
     /// Levels of nodes, at least one; the lowest points at pages.
     nr_levels: u32,
+    /// Pages and nodes that are reached from the root, whoever else has them.
+    nr_pages: u64,
+    nr_nodes: u64,
+}
+
+/// A node and all that is below it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tree {
+    pub(crate) root: Gfn,
+    /// Levels above the lowest.
+    pub(crate) level: u32,
+}
+
+/// The lowest node for a run of pages: where they stand in the table.
+#[derive(Clone, Copy)]
+pub(crate) struct Leaf {
+    node: Option<Gfn>,
+    /// Which run of [`FANOUT`] pages.
+    run: u64,
+}
+
+impl Leaf {
+    const fn new(node: Option<Gfn>, number: u64) -> Self {
+        Self { node, run: number >> FANOUT_SHIFT }
+    }
+
+    /// Whether the page at `number` stands here.
+    pub(crate) const fn is_for(self, number: u64) -> bool {
+        number >> FANOUT_SHIFT == self.run
+    }
+
+    /// The page at `number`, if there is one.
+    pub(crate) fn page<M: FrameMemory>(self, pool: &PagePool<M>, number: u64) -> Option<Gfn> {
+        load(pool, entry(self.node?, 0, number))
+    }
 }
 
 impl PageTable {
@@ -30,85 +69,229 @@ impl PageTable {
         while nr_levels * FANOUT_SHIFT < u64::BITS && nr_pages > 1 << (nr_levels * FANOUT_SHIFT) {
             nr_levels += 1;
         }
-        Self { root: None, nr_levels }
+        Self { root: None, nr_levels, nr_pages: 0, nr_nodes: 0 }
+    }
+
+    /// The same table for another disk. Takes the same time whatever is in it.
+    pub(crate) fn share<M: FrameMemory>(&self, pool: &mut PagePool<M>) -> Self {
+        if let Some(root) = self.root {
+            pool.retain(root);
+        }
+        Self { ..*self }
+    }
+
+    /// Pages in the table.
+    pub(crate) const fn nr_pages(&self) -> u64 {
+        self.nr_pages
+    }
+
+    /// Nodes of the table.
+    pub(crate) const fn nr_nodes(&self) -> u64 {
+        self.nr_nodes
     }
 
     /// Nodes of a table whose first `nr_pages` pages are all written.
-    pub(crate) fn nr_nodes(&self, nr_pages: u64) -> u64 {
+    pub(crate) fn nr_nodes_for(&self, nr_pages: u64) -> u64 {
         (1..=self.nr_levels)
             .map(|level| nr_pages.div_ceil(1 << (level * FANOUT_SHIFT).min(u64::BITS - 1)))
             .sum()
     }
 
-    /// The page at `number`, if there is one.
-    pub(crate) fn get<M: FrameMemory>(&self, pool: &PagePool<M>, number: u64) -> Option<Gfn> {
-        let mut node = self.root?;
-        for level in (0..self.nr_levels).rev() {
-            node = load(pool, entry(node, level, number))?;
-        }
-        Some(node)
+    /// Nodes of a table with `nr_pages` pages that are as far apart as they can be.
+    const fn max_nodes_for(&self, nr_pages: u64) -> u64 {
+        nr_pages.saturating_mul(self.nr_levels as u64)
     }
 
-    /// Makes sure that [`replace`](Self::replace) will find a place for the page at `number`.
-    pub(crate) fn prepare<M: FrameMemory>(
+    /// All of the table.
+    pub(crate) fn tree(&self) -> Option<Tree> {
+        self.root.map(|root| Tree { root, level: self.nr_levels - 1 })
+    }
+
+    /// Where to look for the page at `number`.
+    pub(crate) fn leaf<M: FrameMemory>(&self, pool: &PagePool<M>, number: u64) -> Leaf {
+        let mut node = self.root;
+        for level in (1..self.nr_levels).rev() {
+            node = node.and_then(|node| load(pool, entry(node, level, number)));
+        }
+        Leaf::new(node, number)
+    }
+
+    /// Makes the place for the page at `number`, which no other table has. It stays until pages
+    /// are removed or the table is shared.
+    ///
+    /// # Errors
+    /// [`StoreError::NoMemory`]; or [`StoreError::CapReached`] where a table of `cap_pages` pages
+    /// needs no more nodes than there are: writes that were given up have left them empty.
+    pub(crate) fn own_leaf<M: FrameMemory>(
         &mut self,
         pool: &mut PagePool<M>,
         number: u64,
-    ) -> Result<(), StoreError> {
-        let mut node = match self.root {
-            Some(root) => root,
-            None => *self.root.insert(new_node(pool)?),
-        };
+        cap_pages: u64,
+    ) -> Result<Leaf, StoreError> {
+        let mut node = self.own(pool, self.root, cap_pages)?;
+        self.root = Some(node);
         for level in (1..self.nr_levels).rev() {
             let at = entry(node, level, number);
-            node = match load(pool, at) {
-                Some(below) => below,
-                None => {
-                    let below = new_node(pool)?;
-                    store(pool, at, Some(below));
-                    below
-                }
-            };
+            let below = load(pool, at);
+            node = self.own(pool, below, cap_pages)?;
+            if below != Some(node) {
+                store(pool, at, Some(node));
+            }
         }
-        Ok(())
+        Ok(Leaf::new(Some(node), number))
     }
 
-    /// Puts a page at `number`, which was prepared, and gives the one that was there.
+    /// The node to have in place of `found`: itself, or a copy where others have it, too.
+    fn own<M: FrameMemory>(
+        &mut self,
+        pool: &mut PagePool<M>,
+        found: Option<Gfn>,
+        cap_pages: u64,
+    ) -> Result<Gfn, StoreError> {
+        match found {
+            Some(node) if pool.is_shared(node) => copy_node(pool, node),
+            Some(node) => Ok(node),
+            None if self.nr_nodes >= self.max_nodes_for(cap_pages) => {
+                Err(StoreError::CapReached { cap_pages })
+            }
+            None => {
+                let node = new_node(pool)?;
+                self.nr_nodes += 1;
+                Ok(node)
+            }
+        }
+    }
+
+    /// Puts a page at `number` into its leaf, which was made by [`own_leaf`](Self::own_leaf), and
+    /// gives the one that was there.
     pub(crate) fn replace<M: FrameMemory>(
         &mut self,
         pool: &mut PagePool<M>,
+        leaf: Leaf,
         number: u64,
         page: Gfn,
     ) -> Option<Gfn> {
-        let mut node = self.root?;
-        for level in (1..self.nr_levels).rev() {
-            node = load(pool, entry(node, level, number))?;
-        }
+        let Some(node) = leaf.node else {
+            debug_assert!(false, "page {number} has no place");
+            return Some(page);
+        };
         let at = entry(node, 0, number);
         let old = load(pool, at);
         store(pool, at, Some(page));
+        self.nr_pages += u64::from(old.is_none());
         old
     }
 
-    /// Takes the pages of a range out of the table, a step each, and gives them to `release`.
-    /// Nodes with nothing but such pages below them go back to the pool.
+    /// Takes the pages of a range out of the table and drops its reference to each, a step for
+    /// every page and every node that goes. A lowest node that others have, too, goes as a whole.
+    ///
+    /// # Errors
+    /// [`StoreError::NoMemory`] where a node has to be copied: others have it and keep it.
     pub(crate) fn remove<M: FrameMemory>(
         &mut self,
         pool: &mut PagePool<M>,
-        range: Range<u64>,
+        range: &Range<u64>,
+        discard: Discard,
         steps: &mut Steps,
-        release: &mut impl FnMut(&mut PagePool<M>, Gfn),
-    ) -> Progress {
-        let Some(root) = self.root else { return Progress::Done };
-        let node = Node { gfn: root, level: self.nr_levels - 1, first: 0 };
-        match remove_below(pool, node, &range, steps, release) {
-            (Progress::Done, Left::Nothing) => {
+    ) -> Result<Progress, StoreError> {
+        let Some(mut root) = self.root.filter(|_| !range.is_empty()) else {
+            return Ok(Progress::Done);
+        };
+        if pool.is_shared(root) {
+            if *range == (0..u64::MAX) && discard == Discard::Plain {
+                // Nothing of it has to be looked at.
+                let _ = self.take_tree();
                 pool.release(root);
-                self.root = None;
-                Progress::Done
+                return Ok(Progress::Done);
             }
-            (progress, _) => progress,
+            root = copy_node(pool, root)?;
+            self.root = Some(root);
         }
+        let node = Node { gfn: root, level: self.nr_levels - 1, first: 0 };
+        match self.remove_below(pool, node, range, discard, steps)? {
+            (Progress::Done, Left::Nothing) if steps.take() => {
+                self.root = None;
+                self.nr_nodes -= 1;
+                pool.release(root);
+                debug_assert_eq!((self.nr_pages, self.nr_nodes), (0, 0), "an empty table's books");
+                Ok(Progress::Done)
+            }
+            (_, Left::Nothing) => Ok(Progress::More),
+            (progress, Left::Something) => Ok(progress),
+        }
+    }
+
+    /// Removes what a range covers below a node that no other table has. No deeper than the table
+    /// has levels.
+    fn remove_below<M: FrameMemory>(
+        &mut self,
+        pool: &mut PagePool<M>,
+        node: Node,
+        range: &Range<u64>,
+        discard: Discard,
+        steps: &mut Steps,
+    ) -> Result<(Progress, Left), StoreError> {
+        const MORE: (Progress, Left) = (Progress::More, Left::Something);
+        let mut left = Left::Nothing;
+        for index in 0..FANOUT {
+            let at = entry(node.gfn, 0, index);
+            let Some(below) = load(pool, at) else { continue };
+            let first = node.first + index * node.stride();
+            if first >= range.end || first + node.stride() <= range.start {
+                left = Left::Something;
+                continue;
+            }
+            if node.level == 0 {
+                if !steps.take() {
+                    return Ok(MORE);
+                }
+                store(pool, at, None);
+                self.nr_pages -= 1;
+                release(pool, below, discard);
+                continue;
+            }
+            let mut child = Node { gfn: below, level: node.level - 1, first };
+            if pool.is_shared(below) {
+                if child.level == 0 && child.is_within(range) {
+                    if !steps.take() {
+                        return Ok(MORE);
+                    }
+                    self.nr_pages -= child.look(pool, range, discard);
+                    self.nr_nodes -= 1;
+                    store(pool, at, None);
+                    pool.release(below);
+                    continue;
+                }
+                if child.level == 0 && child.look(pool, range, Discard::Plain) == 0 {
+                    left = Left::Something;
+                    continue;
+                }
+                child.gfn = copy_node(pool, below)?;
+                store(pool, at, Some(child.gfn));
+            }
+            match self.remove_below(pool, child, range, discard, steps)? {
+                (Progress::More, _) => return Ok(MORE),
+                (Progress::Done, Left::Something) => left = Left::Something,
+                (Progress::Done, Left::Nothing) => {
+                    if !steps.take() {
+                        return Ok(MORE);
+                    }
+                    store(pool, at, None);
+                    self.nr_nodes -= 1;
+                    pool.release(child.gfn);
+                }
+            }
+        }
+        Ok((Progress::Done, left))
+    }
+
+    /// Empties the table at once, and gives all that was in it, to be [dropped](drop_tree).
+    pub(crate) fn take_tree(&mut self) -> Option<Tree> {
+        let tree = self.tree();
+        self.root = None;
+        self.nr_pages = 0;
+        self.nr_nodes = 0;
+        tree
     }
 
     /// Makes room for `nr_pages` pages.
@@ -123,11 +306,53 @@ impl PageTable {
                 let above = new_node(pool)?;
                 store(pool, FrameAddr::start_of(above), Some(root));
                 self.root = Some(above);
+                self.nr_nodes += 1;
             }
             self.nr_levels += 1;
         }
         Ok(())
     }
+}
+
+/// Drops a reference to a tree, a step for every page and node that goes with it. What others have,
+/// too, stays. The tree is `None` when it is done.
+pub(crate) fn drop_tree<M: FrameMemory>(
+    pool: &mut PagePool<M>,
+    tree: &mut Option<Tree>,
+    steps: &mut Steps,
+) -> Progress {
+    let Some(Tree { root, level }) = *tree else { return Progress::Done };
+    if drop_below(pool, root, level, steps) == Progress::More || !steps.take() {
+        return Progress::More;
+    }
+    *tree = None;
+    pool.release(root);
+    Progress::Done
+}
+
+/// Empties a node whose last reference is about to go. No deeper than a table has levels.
+fn drop_below<M: FrameMemory>(
+    pool: &mut PagePool<M>,
+    node: Gfn,
+    level: u32,
+    steps: &mut Steps,
+) -> Progress {
+    if pool.is_shared(node) {
+        return Progress::Done;
+    }
+    for index in 0..FANOUT {
+        let at = entry(node, 0, index);
+        let Some(below) = load(pool, at) else { continue };
+        if level > 0 && drop_below(pool, below, level - 1, steps) == Progress::More {
+            return Progress::More;
+        }
+        if !steps.take() {
+            return Progress::More;
+        }
+        store(pool, at, None);
+        pool.release(below);
+    }
+    Progress::Done
 }
 
 /// A node and where it stands.
@@ -145,6 +370,31 @@ impl Node {
     const fn stride(&self) -> u64 {
         1 << (self.level * FANOUT_SHIFT)
     }
+
+    /// Whether a range covers all pages that can be in a lowest node.
+    const fn is_within(&self, range: &Range<u64>) -> bool {
+        range.start <= self.first && self.first + FANOUT <= range.end
+    }
+
+    /// Counts the pages of a range in a lowest node. Those of a secure discard are to be erased
+    /// once nobody has them.
+    fn look<M: FrameMemory>(
+        &self,
+        pool: &mut PagePool<M>,
+        range: &Range<u64>,
+        discard: Discard,
+    ) -> u64 {
+        let numbers = range.start.max(self.first)..range.end.min(self.first + FANOUT);
+        let mut nr_pages = 0;
+        for number in numbers {
+            let Some(page) = load(pool, entry(self.gfn, 0, number)) else { continue };
+            nr_pages += 1;
+            if discard == Discard::Secure {
+                pool.doom(page);
+            }
+        }
+        nr_pages
+    }
 }
 
 /// Whether a node still has entries.
@@ -154,45 +404,11 @@ enum Left {
     Something,
 }
 
-/// Removes what a range covers below a node. No deeper than the table has levels.
-fn remove_below<M: FrameMemory>(
-    pool: &mut PagePool<M>,
-    node: Node,
-    range: &Range<u64>,
-    steps: &mut Steps,
-    release: &mut impl FnMut(&mut PagePool<M>, Gfn),
-) -> (Progress, Left) {
-    let mut left = Left::Nothing;
-    for index in 0..FANOUT {
-        let first = node.first + index * node.stride();
-        let at = entry(node.gfn, 0, index);
-        let Some(below) = load(pool, at) else { continue };
-        if first >= range.end || first + node.stride() <= range.start {
-            left = Left::Something;
-            continue;
-        }
-        if node.level > 0 {
-            let child = Node { gfn: below, level: node.level - 1, first };
-            match remove_below(pool, child, range, steps, release) {
-                (Progress::More, _) => return (Progress::More, Left::Something),
-                (Progress::Done, Left::Something) => {
-                    left = Left::Something;
-                    continue;
-                }
-                (Progress::Done, Left::Nothing) => {
-                    store(pool, at, None);
-                    pool.release(below);
-                }
-            }
-        } else {
-            if !steps.take() {
-                return (Progress::More, Left::Something);
-            }
-            store(pool, at, None);
-            release(pool, below);
-        }
+fn release<M: FrameMemory>(pool: &mut PagePool<M>, page: Gfn, discard: Discard) {
+    if discard == Discard::Secure {
+        pool.doom(page);
     }
-    (Progress::Done, left)
+    pool.release(page);
 }
 
 /// Where the entry for page `number` is, in a node `level` levels above the lowest.
@@ -215,8 +431,29 @@ fn store<M: FrameMemory>(pool: &mut PagePool<M>, at: FrameAddr, page: Option<Gfn
     pool.memory_mut().store_u32(at, value);
 }
 
+/// What a node's entries refer to.
+pub(crate) fn entries<M: FrameMemory>(
+    pool: &PagePool<M>,
+    node: Gfn,
+) -> impl Iterator<Item = Gfn> + '_ {
+    (0..FANOUT).filter_map(move |index| load(pool, entry(node, 0, index)))
+}
+
 fn new_node<M: FrameMemory>(pool: &mut PagePool<M>) -> Result<Gfn, StoreError> {
     let node = pool.take(Want::More)?;
     pool.memory_mut().zero(FrameAddr::start_of(node), PAGE_SIZE);
     Ok(node)
+}
+
+/// Exchanges a reference to a shared node for a node of the same entries.
+fn copy_node<M: FrameMemory>(pool: &mut PagePool<M>, node: Gfn) -> Result<Gfn, StoreError> {
+    let copy = pool.take(Want::More)?;
+    pool.memory_mut().copy(FrameAddr::start_of(node), FrameAddr::start_of(copy), PAGE_SIZE);
+    for index in 0..FANOUT {
+        if let Some(below) = load(pool, entry(node, 0, index)) {
+            pool.retain(below);
+        }
+    }
+    pool.release(node);
+    Ok(copy)
 }

@@ -1,4 +1,4 @@
-//! The RAM disk against a model, and the pool's books.
+//! The disk of pages against a model, and the pool's books.
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 mod frames;
@@ -6,20 +6,20 @@ mod frames;
 use frames::{Frames, POISON, SECTOR, fill, pool, read, write};
 use proptest::prelude::*;
 use store::{
-    BlockSize, BlockStore, Discard, Extent, FrameAddr, FrameMemory, PagePool, PoolError, Progress,
-    RamDisk, SectorRange, Steps, StoreError, Want,
+    BlockSize, BlockStore, Discard, Extent, FrameAddr, FrameMemory, PageDisk, PagePool, PoolError,
+    Progress, SectorRange, Steps, StoreError, Want,
 };
 use xen_abi::{Gfn, PAGE_SIZE};
 
-fn range(disk: &RamDisk, first: u64, nr: u64) -> SectorRange {
+fn range(disk: &PageDisk, first: u64, nr: u64) -> SectorRange {
     SectorRange::on(&BlockStore::<Frames>::geometry(disk), first, nr).unwrap()
 }
 
-fn disk(nr_sectors: u64, cap_pages: u64, pool: &PagePool<Frames>) -> RamDisk {
-    RamDisk::new(nr_sectors, BlockSize::B512, cap_pages, pool).unwrap()
+fn disk(nr_sectors: u64, cap_pages: u64, pool: &PagePool<Frames>) -> PageDisk {
+    PageDisk::new(nr_sectors, BlockSize::B512, cap_pages, pool).unwrap()
 }
 
-fn clear(disk: &mut RamDisk, pool: &mut PagePool<Frames>) {
+fn clear(disk: &mut PageDisk, pool: &mut PagePool<Frames>) {
     assert_eq!(disk.clear(pool, &mut Steps::new(u32::MAX)), Progress::Done);
 }
 
@@ -206,7 +206,7 @@ fn a_disk_has_no_more_pages_than_its_cap() {
 fn a_disk_that_the_pool_could_never_hold_is_refused() {
     let pool = pool(66);
     let new = |nr_sectors, cap_pages| {
-        RamDisk::new(nr_sectors, BlockSize::B512, cap_pages, &pool).map(|_| ())
+        PageDisk::new(nr_sectors, BlockSize::B512, cap_pages, &pool).map(|_| ())
     };
     assert_eq!(new(0, 1), Err(StoreError::Empty));
     assert_eq!(new(59 * 8, 59), Ok(()));
@@ -252,7 +252,7 @@ fn a_range_of_bytes_runs_on_into_the_next_frame() {
 }
 
 fn discard(
-    disk: &mut RamDisk,
+    disk: &mut PageDisk,
     pool: &mut PagePool<Frames>,
     first: u64,
     nr: u64,
@@ -305,24 +305,43 @@ fn a_secure_discard_leaves_nothing_of_what_it_covers() {
 }
 
 #[test]
-fn a_discard_waits_for_open_requests() {
+fn a_discard_waits_for_open_writes() {
     let mut pool = pool(66);
     let mut disk = disk(800, 50, &pool);
     let all = range(&disk, 0, 800);
-    let try_discard = |disk: &mut RamDisk, pool: &mut PagePool<Frames>, kind| {
+    let try_discard = |disk: &mut PageDisk, pool: &mut PagePool<Frames>, kind| {
         disk.discard(pool, all, kind, &mut Steps::new(1000))
     };
     let open = disk.begin_write(&mut pool, all, &mut |_| ());
     assert_eq!(open.unwrap_err(), StoreError::CapReached { cap_pages: 50 });
     let part = range(&disk, 0, 8);
     let open = disk.begin_write(&mut pool, part, &mut |_| ()).unwrap();
-    assert_eq!(try_discard(&mut disk, &mut pool, Discard::Plain), Err(StoreError::Busy));
+    for kind in [Discard::Plain, Discard::Secure] {
+        assert_eq!(try_discard(&mut disk, &mut pool, kind), Err(StoreError::Busy));
+    }
     disk.commit_write(&mut pool, open);
-    let open = disk.begin_read(&mut pool, part, &mut |_| ()).unwrap();
-    assert_eq!(try_discard(&mut disk, &mut pool, Discard::Secure), Err(StoreError::Busy));
     assert_eq!(try_discard(&mut disk, &mut pool, Discard::Plain), Ok(Progress::Done));
+}
+
+#[test]
+fn a_secure_discard_erases_when_the_reads_that_are_open_have_ended() {
+    let mut pool = pool(66);
+    let mut disk = disk(16, 50, &pool);
+    write(&mut disk, &mut pool, 0, &[0x77; 16 * SECTOR]).unwrap();
+    let mut extents = Vec::new();
+    let all = range(&disk, 0, 16);
+    let open = disk.begin_read(&mut pool, all, &mut |e| extents.push(e)).unwrap();
+    // One whole page, and a part of another.
+    discard(&mut disk, &mut pool, 2, 14, Discard::Secure);
+    let [Extent::Frames { at, len_bytes: 8192 }] = extents[..] else { panic!("{extents:?}") };
+    let mut seen = [0; 2 * PAGE_SIZE];
+    pool.memory().read(at, &mut seen);
+    assert_eq!(seen, [0x77; 2 * PAGE_SIZE]);
     disk.end_read(&mut pool, open);
-    assert_eq!(try_discard(&mut disk, &mut pool, Discard::Secure), Ok(Progress::Done));
+    pool.memory().read(at, &mut seen);
+    assert_eq!(seen, [0; 2 * PAGE_SIZE]);
+    assert_eq!(read(&mut disk, &mut pool, 0, 2), [0x77; 2 * SECTOR]);
+    assert_eq!(read(&mut disk, &mut pool, 2, 14), [0; 14 * SECTOR]);
 }
 
 #[test]
@@ -346,7 +365,7 @@ fn a_disk_grows_and_keeps_what_it_has() {
 #[test]
 fn a_disk_of_large_blocks_has_whole_ones() {
     let pool = pool(66);
-    let new = |nr_sectors| RamDisk::new(nr_sectors, BlockSize::B4096, 4, &pool);
+    let new = |nr_sectors| PageDisk::new(nr_sectors, BlockSize::B4096, 4, &pool);
     assert_eq!(new(12).map(|_| ()), Err(StoreError::Misaligned { first: 0, nr: 12, block: 8 }));
     let geometry = BlockStore::<Frames>::geometry(&new(16).unwrap());
     assert_eq!((geometry.logical, geometry.physical_bytes), (BlockSize::B4096, 4096));
