@@ -246,6 +246,12 @@ pub enum StoreError {
         /// Sectors that it has.
         nr_sectors: u64,
     },
+    /// What an image's file says of the bytes makes no sense.
+    #[error("the image is damaged at byte {at} of its file")]
+    Damaged {
+        /// The first byte of the part that is.
+        at: u64,
+    },
     /// The pool has no page for it.
     #[error("no memory: {free} of {total} pages are free")]
     NoMemory {

@@ -29,7 +29,10 @@ pub use geometry::{
     Access, BlockSize, DiscardLimits, Geometry, SECTOR_SHIFT, SECTOR_SIZE, SectorRange,
     SecureDiscard,
 };
-pub use image::{Image, ImageDisk, ImageFile};
+pub use image::{
+    Archive, ArchiveError, Image, ImageDisk, ImageError, ImageFile, ImageFormat, ImageSource,
+    Images, MAX_PARENTS, Member, RefusedImage,
+};
 pub use memory::{FrameAddr, FrameMemory};
 pub use null::NullDisk;
 pub use page_disk::{PageDisk, Usage};

@@ -2,27 +2,90 @@
 //!
 //! Nothing of an image is copied at the start. What its format says of where a sector's bytes are is
 //! looked up in the file for each read, and the bytes are served from where they lie.
+//!
+//! A format is a map from bytes of the disk to a [`Source`]; the walk from an image to its parents,
+//! and what becomes of a source, is the same for all of them and stands here. [`Images`] finds the
+//! formats and joins images to their parents.
+
+mod archive;
+mod error;
+mod file;
+mod qcow2;
+mod regions;
+mod set;
+mod vhd;
 
 use alloc::rc::Rc;
+use core::fmt;
 
 use crate::block_store::{BlockStore, Extent, ExtentSink, OpenRead, StoreError};
 use crate::geometry::{Access, BlockSize, Geometry, SECTOR_SIZE, SectorRange};
-use crate::memory::{FrameAddr, FrameMemory};
+use crate::memory::FrameMemory;
 use crate::pool::PagePool;
 
-/// A file in a run of our frames, at any byte offset.
+pub use archive::{Archive, ArchiveError, Member};
+pub use error::ImageError;
+pub use file::ImageFile;
+pub use set::{ImageSource, Images, MAX_PARENTS, RefusedImage};
+
+use qcow2::Qcow2;
+use vhd::Vhd;
+
+/// How a file holds a disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ImageFile {
-    /// Its first byte.
-    pub at: FrameAddr,
-    /// Its length in bytes.
-    pub len_bytes: u64,
+pub enum ImageFormat {
+    /// It is the disk's bytes themselves.
+    Raw,
+    /// Microsoft's Virtual Hard Disk: fixed, dynamic or differencing.
+    Vhd,
+    /// QEMU's copy-on-write format, version 2 or 3.
+    Qcow2,
+}
+
+impl fmt::Display for ImageFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Raw => "raw",
+            Self::Vhd => "vhd",
+            Self::Qcow2 => "qcow2",
+        })
+    }
 }
 
 /// A read-only disk. Plain data: any number of disks may stand on it.
 #[derive(Debug)]
 pub struct Image {
     file: ImageFile,
+    size_bytes: u64,
+    map: Map,
+    /// Has what this one has not.
+    parent: Option<Rc<Image>>,
+}
+
+/// Where the bytes of a disk are, by its format.
+#[derive(Debug)]
+enum Map {
+    Raw,
+    Vhd(Vhd),
+    Qcow2(Qcow2),
+}
+
+/// Where bytes of a disk are that lie together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Run {
+    source: Source,
+    /// How many of them, at least one.
+    len_bytes: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Source {
+    /// In the file, from this byte on.
+    File(u64),
+    /// Nowhere: they are zeroes.
+    Zero,
+    /// The parent has them; without one they are zeroes.
+    Parent,
 }
 
 impl Image {
@@ -30,13 +93,28 @@ impl Image {
     /// zeroes.
     #[must_use]
     pub const fn raw(file: ImageFile) -> Self {
-        Self { file }
+        Self { file, size_bytes: file.len_bytes, map: Map::Raw, parent: None }
     }
 
     /// Capacity in sectors.
     #[must_use]
     pub const fn nr_sectors(&self) -> u64 {
-        self.file.len_bytes.div_ceil(SECTOR_SIZE as u64)
+        self.size_bytes.div_ceil(SECTOR_SIZE as u64)
+    }
+
+    /// How many images it stands on, one over the other.
+    fn nr_parents(&self) -> usize {
+        core::iter::successors(self.parent.as_deref(), |image| image.parent.as_deref()).count()
+    }
+
+    /// The format of its file.
+    #[must_use]
+    pub const fn format(&self) -> ImageFormat {
+        match self.map {
+            Map::Raw => ImageFormat::Raw,
+            Map::Vhd(_) => ImageFormat::Vhd,
+            Map::Qcow2(_) => ImageFormat::Qcow2,
+        }
     }
 
     /// Hands the extents of `len_bytes` bytes from byte `offset` on to `sink`; they stay as they
@@ -44,25 +122,105 @@ impl Image {
     /// as zeroes.
     ///
     /// # Errors
-    /// The bytes cannot be had; what `sink` got is void.
+    /// [`StoreError::Damaged`]; what `sink` got is void.
     pub(crate) fn read<M: FrameMemory>(
         &self,
-        _pool: &mut PagePool<M>,
-        offset: u64,
+        pool: &mut PagePool<M>,
+        mut offset: u64,
         len_bytes: usize,
         sink: &mut impl ExtentSink,
     ) -> Result<(), StoreError> {
-        let there = self.file.len_bytes.saturating_sub(offset);
-        let len_there = usize::try_from(there).map_or(len_bytes, |there| there.min(len_bytes));
-        if len_there > 0 {
-            // The file lies in memory, which a `usize` counts.
-            let at = self.file.at.after(usize::try_from(offset).unwrap_or(usize::MAX));
-            sink.extent(Extent::Frames { at, len_bytes: len_there });
+        let mut joined = Joined { sink, last: None };
+        let mut left = len_bytes as u64;
+        while left > 0 {
+            let (image, run) = self.find(pool.memory(), offset, left)?;
+            // No more than `len_bytes`.
+            let len_bytes = usize::try_from(run.len_bytes).unwrap_or(usize::MAX);
+            match run.source {
+                Source::File(at) => {
+                    joined.extent(Extent::Frames { at: image.file.addr(at), len_bytes });
+                }
+                Source::Zero | Source::Parent => joined.extent(Extent::Zero { len_bytes }),
+            }
+            offset = offset.saturating_add(run.len_bytes);
+            left -= run.len_bytes;
         }
-        if len_bytes > len_there {
-            sink.extent(Extent::Zero { len_bytes: len_bytes - len_there });
-        }
+        joined.end();
         Ok(())
+    }
+
+    /// The image, this one or one that it stands on, that has the bytes from `offset` on, and where
+    /// in it they are: at least one, at most `len_bytes`.
+    fn find<M: FrameMemory>(
+        &self,
+        memory: &M,
+        offset: u64,
+        mut len_bytes: u64,
+    ) -> Result<(&Self, Run), StoreError> {
+        let mut image = self;
+        loop {
+            let there = image.size_bytes.saturating_sub(offset);
+            if there == 0 {
+                return Ok((image, Run { source: Source::Zero, len_bytes }));
+            }
+            let run = image.map.find(&image.file, memory, offset, len_bytes.min(there))?;
+            match (run.source, &image.parent) {
+                (Source::Parent, Some(parent)) => {
+                    image = parent;
+                    len_bytes = run.len_bytes;
+                }
+                _ => return Ok((image, run)),
+            }
+        }
+    }
+}
+
+impl Map {
+    /// Where the bytes from `offset` on are. At least one and at most `len_bytes` of them, all of
+    /// which are on the disk.
+    fn find<M: FrameMemory>(
+        &self,
+        file: &ImageFile,
+        memory: &M,
+        offset: u64,
+        len_bytes: u64,
+    ) -> Result<Run, StoreError> {
+        match self {
+            Self::Raw => Ok(Run { source: Source::File(offset), len_bytes }),
+            Self::Vhd(vhd) => vhd.find(file, memory, offset, len_bytes),
+            Self::Qcow2(qcow2) => qcow2.find(file, memory, offset, len_bytes),
+        }
+    }
+}
+
+/// Joins extents that lie side by side.
+struct Joined<'a, S> {
+    sink: &'a mut S,
+    last: Option<Extent>,
+}
+
+impl<S: ExtentSink> Joined<'_, S> {
+    fn extent(&mut self, extent: Extent) {
+        match (&mut self.last, extent) {
+            (
+                Some(Extent::Frames { at, len_bytes }),
+                Extent::Frames { at: next, len_bytes: more },
+            ) if at.after(*len_bytes) == next => *len_bytes += more,
+            (Some(Extent::Zero { len_bytes }), Extent::Zero { len_bytes: more }) => {
+                *len_bytes += more;
+            }
+            _ => {
+                if let Some(last) = self.last.replace(extent) {
+                    self.sink.extent(last);
+                }
+            }
+        }
+    }
+
+    fn end(self) {
+        if let Some(last) = self.last {
+            self.sink.extent(last);
+        }
     }
 }
 

@@ -1,0 +1,224 @@
+//! The images there are, by their names, each joined to its parent.
+
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use crate::image::qcow2::{self, Qcow2};
+use crate::image::vhd::{self, UniqueId, Vhd};
+use crate::image::{Image, ImageError, ImageFile, ImageFormat, Map};
+use crate::memory::FrameMemory;
+use crate::pool::PagePool;
+
+/// Parents that an image can stand on, one over the other.
+pub const MAX_PARENTS: usize = 16;
+
+/// A file that shall be an image.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ImageSource {
+    /// What it is called by. Images that stand on it call it by the file name that it had, without
+    /// folders.
+    pub name: String,
+    /// Its bytes.
+    pub file: ImageFile,
+    /// Its format; `None` to find it by its magic.
+    pub format: Option<ImageFormat>,
+}
+
+/// A file that is no image.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RefusedImage {
+    /// The name that it would have had.
+    pub name: String,
+    /// Why it is none.
+    pub error: ImageError,
+}
+
+/// All images, by their names.
+#[derive(Debug, Default)]
+pub struct Images {
+    images: Vec<(String, Rc<Image>)>,
+    refused: Vec<RefusedImage>,
+}
+
+/// What an image says of the one that it stands on.
+#[derive(Debug)]
+pub(crate) struct ParentLink {
+    /// Its file name, without folders.
+    pub(crate) name: String,
+    pub(crate) must: ParentMust,
+}
+
+/// What must be true of a parent.
+#[derive(Debug)]
+pub(crate) enum ParentMust {
+    /// Any image.
+    Exist,
+    /// A file that is taken as one of this format, as qcow2 calls it.
+    HaveFormat(String),
+    /// A VHD of this unique id.
+    HaveId(UniqueId),
+}
+
+/// An image that was not joined to its parent yet.
+struct Opened {
+    name: String,
+    image: Image,
+    parent: Option<ParentLink>,
+}
+
+impl Images {
+    /// Opens files as images, in any order. One that is refused is in [`refused`](Self::refused).
+    /// Takes time in proportion to what the formats say of where the data is, none for the data.
+    #[must_use]
+    pub fn load<M: FrameMemory>(
+        pool: &mut PagePool<M>,
+        sources: Vec<ImageSource>,
+        max_request_bytes: usize,
+    ) -> Self {
+        let _ = max_request_bytes;
+        let mut images = Self::default();
+        let mut pending: Vec<Opened> = Vec::new();
+        for ImageSource { name, file, format } in sources {
+            let opened = if pending.iter().any(|opened| opened.name == name) {
+                Err(ImageError::DuplicateName)
+            } else {
+                open(pool.memory(), &file, format)
+            };
+            match opened {
+                Ok((image, parent)) => pending.push(Opened { name, image, parent }),
+                Err(error) => images.refused.push(RefusedImage { name, error }),
+            }
+        }
+        images.join(pending);
+        images
+    }
+
+    /// The image of a name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Rc<Image>> {
+        self.images.iter().find(|(other, _)| other == name).map(|(_, image)| image)
+    }
+
+    /// All of them with their names, parents before those that stand on them.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Rc<Image>)> {
+        self.images.iter().map(|(name, image)| (name.as_str(), image))
+    }
+
+    /// Files that are no images, and why.
+    #[must_use]
+    pub fn refused(&self) -> &[RefusedImage] {
+        &self.refused
+    }
+
+    /// Joins images to their parents. Each round takes those whose parents are settled; what is
+    /// left when a round takes none are loops.
+    fn join(&mut self, mut pending: Vec<Opened>) {
+        loop {
+            let nr_before = pending.len();
+            let names: Vec<String> = pending.iter().map(|opened| opened.name.clone()).collect();
+            let mut later = Vec::new();
+            for opened in pending {
+                let waits = opened.parent.as_ref().is_some_and(|parent| {
+                    self.get(&parent.name).is_none() && names.contains(&parent.name)
+                });
+                if waits { later.push(opened) } else { self.settle(opened) }
+            }
+            pending = later;
+            if pending.len() == nr_before {
+                break;
+            }
+        }
+        for Opened { name, parent, .. } in pending {
+            let parent = parent.map_or_else(String::new, |parent| parent.name);
+            self.refused.push(RefusedImage { name, error: ImageError::Loop { parent } });
+        }
+    }
+
+    /// Takes an image in whose parent is here, or refused, or nowhere.
+    fn settle(&mut self, opened: Opened) {
+        let Opened { name, mut image, parent } = opened;
+        match parent.map(|link| self.parent(link)).transpose() {
+            Ok(parent) => {
+                image.parent = parent;
+                self.images.push((name, Rc::new(image)));
+            }
+            Err(error) => self.refused.push(RefusedImage { name, error }),
+        }
+    }
+
+    fn parent(&self, link: ParentLink) -> Result<Rc<Image>, ImageError> {
+        let ParentLink { name: parent, must } = link;
+        let Some(found) = self.get(&parent) else {
+            let is_refused = self.refused.iter().any(|refused| refused.name == parent);
+            return Err(if is_refused {
+                ImageError::ParentRefused { parent }
+            } else {
+                ImageError::ParentMissing { parent }
+            });
+        };
+        let wanted = match must {
+            ParentMust::Exist => None,
+            // The file's own bytes, whatever they look like.
+            ParentMust::HaveFormat(format) if format == "raw" => {
+                return Ok(Rc::new(Image::raw(found.file)));
+            }
+            ParentMust::HaveFormat(format) => Some(format),
+            ParentMust::HaveId(id) => match &found.map {
+                Map::Vhd(vhd) if vhd.id == id => None,
+                Map::Vhd(_) => return Err(ImageError::ParentId { parent }),
+                _ => Some("vhd".to_string()),
+            },
+        };
+        let format = found.format();
+        match wanted {
+            // QEMU's name of VHD.
+            Some(wanted)
+                if wanted != format.to_string()
+                    && !(wanted == "vpc" && format == ImageFormat::Vhd) =>
+            {
+                Err(ImageError::ParentFormat { parent, wanted, found: format })
+            }
+            _ if found.nr_parents() >= MAX_PARENTS => Err(ImageError::TooDeep { max: MAX_PARENTS }),
+            _ => Ok(Rc::clone(found)),
+        }
+    }
+}
+
+/// Finds out what a file is and reads what its format says of itself.
+fn open<M: FrameMemory>(
+    memory: &M,
+    file: &ImageFile,
+    format: Option<ImageFormat>,
+) -> Result<(Image, Option<ParentLink>), ImageError> {
+    let (size_bytes, map, parent) = match format.unwrap_or_else(|| find_format(memory, file)) {
+        ImageFormat::Raw => (file.len_bytes, Map::Raw, None),
+        ImageFormat::Vhd => {
+            let (vhd, parent) = Vhd::open(memory, file)?;
+            (vhd.size_bytes, Map::Vhd(vhd), parent)
+        }
+        ImageFormat::Qcow2 => {
+            let (qcow2, parent) = Qcow2::open(memory, file)?;
+            (qcow2.size_bytes, Map::Qcow2(qcow2), parent)
+        }
+    };
+    if size_bytes == 0 {
+        return Err(ImageError::Empty);
+    }
+    Ok((Image { file: *file, size_bytes, map, parent: None }, parent))
+}
+
+fn find_format<M: FrameMemory>(memory: &M, file: &ImageFile) -> ImageFormat {
+    if file.bytes(memory, 0) == Ok(qcow2::MAGIC) {
+        ImageFormat::Qcow2
+    } else if vhd::find_footer(memory, file).is_some() {
+        ImageFormat::Vhd
+    } else {
+        ImageFormat::Raw
+    }
+}
+
+/// A path's last part, of whichever system it is.
+pub(crate) fn without_folders(path: &str) -> &str {
+    path.rsplit(['/', '\\']).next().unwrap_or(path)
+}
