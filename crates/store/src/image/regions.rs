@@ -23,7 +23,7 @@ impl Regions {
     }
 
     /// Checks that no two of them overlap.
-    pub(crate) fn check(mut self) -> Result<(), ImageError> {
+    pub(crate) fn check(&mut self) -> Result<(), ImageError> {
         self.parts.sort_unstable();
         let overlap = self.parts.windows(2).find(|pair| pair[1].0 < pair[0].1);
         overlap.map_or(Ok(()), |pair| Err(ImageError::Overlap { at: pair[1].0 }))

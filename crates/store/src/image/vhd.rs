@@ -270,6 +270,7 @@ fn open_blocks<M: FrameMemory>(
     regions.add(0, FOOTER_BYTES as u64)?;
     regions.add(header_at, HEADER_BYTES as u64)?;
     regions.add(blocks.table_at, table_bytes)?;
+    regions.check()?;
     for number in 0..nr_blocks {
         let past_end = |past: PastEnd| past.of("a block");
         let Some(at) = blocks.block(file, memory, number).map_err(past_end)? else { continue };

@@ -116,6 +116,7 @@ impl Qcow2 {
         let mut tables = Regions::default();
         tables.add(0, self.cluster_bytes())?;
         tables.add(self.l1_at, l1_bytes)?;
+        tables.check()?;
         for index in 0..needed {
             let at = self.l1_at + index * L1_ENTRY_BYTES;
             let entry = file.u64(memory, at).map_err(past_l1)?;
@@ -130,7 +131,7 @@ impl Qcow2 {
                 tables.add(table_at, self.cluster_bytes())?;
             }
         }
-        // First, since it also bounds the time for the rest by the length of the file.
+        // Before the rest, whose time the length of the file then bounds.
         tables.check()?;
         for index in 0..needed {
             let at = self.l1_at + index * L1_ENTRY_BYTES;
