@@ -3,8 +3,9 @@
 use alloc::vec::Vec;
 use core::ptr;
 
+use store::{FrameAddr, ImageFile};
 use xen_abi::{Gfn, PAGE_SHIFT, PAGE_SIZE};
-use xen_pvh_boot::{FreeFrames, MemoryKind, StartInfo, TooFragmented};
+use xen_pvh_boot::{FreeFrames, MemoryKind, Module, StartInfo, TooFragmented};
 
 use crate::frames::Frames;
 use crate::heap;
@@ -34,6 +35,8 @@ pub(crate) struct Memory {
     pub(crate) free_frames: &'static [(Gfn, u64)],
     /// The same with the boot modules' frames.
     pub(crate) all_frames: &'static [(Gfn, u64)],
+    /// The boot modules.
+    pub(crate) modules: Vec<ImageFile>,
     /// Frames without memory of their own, for shared pages: first frame and number.
     pub(crate) window: (Gfn, u64),
     /// Size of the heap in bytes.
@@ -105,20 +108,32 @@ pub(crate) unsafe fn divide(
         .ok_or(MemoryError::NoRoomForWindow { ram_end, mapped_end })?;
     let window_frames = ((mapped_end - window_start) >> PAGE_SHIFT).min(MAX_WINDOW_FRAMES);
 
+    let modules: Vec<ImageFile> =
+        start_info.modules().iter().map(|module| file(module, mapped_end)).collect();
     let mut all_frames = Vec::from(free.as_slice());
-    for module in start_info.modules() {
-        let first = module.paddr >> PAGE_SHIFT;
-        let end = (module.paddr + module.size_bytes).min(mapped_end).div_ceil(PAGE_BYTES);
-        all_frames.push((Gfn(first), end.saturating_sub(first)));
-    }
+    all_frames.extend(modules.iter().map(|file| {
+        let len_bytes = u64::from(file.at.offset) + file.len_bytes;
+        (file.at.gfn, len_bytes.div_ceil(PAGE_BYTES))
+    }));
     let all_frames = all_frames.leak();
     Ok(Memory {
         free_frames: &all_frames[..free.as_slice().len()],
         all_frames,
+        modules,
         window: (Gfn(window_start >> PAGE_SHIFT), window_frames),
         heap_bytes,
         ram_bytes,
     })
+}
+
+/// Where a boot module lies. One that is out of reach is as good as empty.
+fn file(module: &Module, mapped_end: u64) -> ImageFile {
+    let in_reach = module.paddr + module.size_bytes <= mapped_end;
+    let offset = (module.paddr % PAGE_BYTES) as u16;
+    ImageFile {
+        at: FrameAddr { gfn: Gfn(module.paddr >> PAGE_SHIFT), offset },
+        len_bytes: if in_reach { module.size_bytes } else { 0 },
+    }
 }
 
 impl Memory {

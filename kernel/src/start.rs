@@ -133,6 +133,7 @@ fn run(
     let resources = Resources {
         memory: memory.frames(),
         free_frames: memory.free_frames,
+        modules: &memory.modules,
         xenstore,
         xenstore_port: special.xenstore_port,
         command_line,

@@ -1,17 +1,27 @@
-//! Text to typed specs: a disk's `target=` and the domain's command line. Nothing else.
+//! Text to typed specs: the command line, a disk's `target=` and dom0's control requests. Nothing
+//! else.
 //!
-//! Both are read the same way: words, each `key` or `key=value`. What cannot be understood is an
+//! All are read the same way: words, each `key` or `key=value`. What cannot be understood is an
 //! [`Error`] that holds the offending word.
 
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod control;
+mod definition;
+mod disk_type;
+mod name;
+mod options;
 mod settings;
 mod size;
 mod target;
 mod word;
 
+pub use control::{Ask, Command, ControlRequest, Id};
+pub use definition::{Defined, Definition, ImageFormat, definitions};
+pub use disk_type::{DiskType, Overlay};
+pub use name::Name;
 pub use settings::Settings;
 pub use size::SizeError;
-pub use target::Target;
-pub use word::{Error, Problem};
+pub use target::{Access, Handover, Served, Target};
+pub use word::{Error, Expected, Problem};

@@ -2,9 +2,13 @@
 
 use core::time::Duration;
 
-use crate::word::{Error, Problem, key_value};
+use crate::word::{Error, Expected, Problem, key_value, number};
 
-/// What the command line sets, in words separated by blanks.
+const WORDS: Expected =
+    Expected(&["settle-ms=", "indirect=", "ring-order=", "queues=", "persistent=", "disk="]);
+
+/// What the command line sets, in words separated by blanks. Its `disk=` words are passed over: they
+/// are [`definitions`](crate::definitions).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Settings {
     /// `settle-ms=N`, 0 to 10000: how long a backend stands in InitWait at least, even if its
@@ -49,48 +53,30 @@ impl Settings {
     }
 
     fn set<'a>(&mut self, word: &'a str) -> Result<(), Error<'a>> {
-        match key_value(word) {
-            ("settle-ms", value) => {
-                let ms = number(value, 0, 10_000).map_err(|problem| problem.of(word))?;
-                self.settle = Duration::from_millis(ms.into());
+        self.set_to(key_value(word)).map_err(|problem| problem.of(word))
+    }
+
+    fn set_to(&mut self, (key, value): (&str, &str)) -> Result<(), Problem> {
+        match key {
+            "settle-ms=" => {
+                self.settle = Duration::from_millis(number::<u16>(value, 0, 10_000)?.into());
             }
-            ("indirect", value) => {
-                self.max_indirect_segments =
-                    number(value, 0, 4096).map_err(|problem| problem.of(word))?;
-            }
-            ("ring-order", value) => {
-                self.max_ring_order =
-                    number(value, 0, 5).map_err(|problem| problem.of(word))?.into();
-            }
-            ("queues", value) => {
-                self.max_queues = number(value, 1, 16).map_err(|problem| problem.of(word))?.into();
-            }
-            ("persistent", value) => {
-                self.max_persistent =
-                    number(value, 0, u16::MAX).map_err(|problem| problem.of(word))?;
-            }
-            // The kernel's own word.
-            ("selftest", _) => {}
-            _ => {
-                let expected = "settle-ms=, indirect=, ring-order=, queues= or persistent=";
-                return Err(Problem::UnknownOption { expected }.of(word));
-            }
+            "indirect=" => self.max_indirect_segments = number(value, 0, 4096)?,
+            "ring-order=" => self.max_ring_order = number(value, 0, 5)?,
+            "queues=" => self.max_queues = number(value, 1, 16)?,
+            "persistent=" => self.max_persistent = number(value, 0, u16::MAX)?,
+            // The definitions of disks, and the kernel's own word.
+            "disk=" | "selftest=" => {}
+            _ => return Err(Problem::UnknownOption(WORDS)),
         }
         Ok(())
     }
 }
 
-fn number(text: &str, min: u16, max: u16) -> Result<u16, Problem> {
-    let number = text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten();
-    number
-        .filter(|number| (min..=max).contains(number))
-        .ok_or(Problem::Number { min: min.into(), max: max.into() })
-}
-
 #[cfg(test)]
 mod tests {
     extern crate std;
-    use super::Settings;
+    use super::{Settings, WORDS};
     use crate::{Error, Problem};
     use core::time::Duration;
     use std::vec::Vec;
@@ -108,7 +94,7 @@ mod tests {
 
     #[test]
     fn words_set_what_they_name() {
-        let (settings, errors) = parse("settle-ms=1000  indirect=4096\tselftest=ports");
+        let (settings, errors) = parse("settle-ms=1000  indirect=4096\tselftest=ports disk=1,2");
         assert_eq!(settings.settle, Duration::from_secs(1));
         assert_eq!(settings.max_indirect_segments, 4096);
         assert_eq!(errors, []);
@@ -125,7 +111,6 @@ mod tests {
              persistent=65536",
         );
         assert_eq!(settings, Settings { settle: Duration::from_millis(5), ..Settings::default() });
-        let expected = "settle-ms=, indirect=, ring-order=, queues= or persistent=";
         let segments = Problem::Number { min: 0, max: 4096 };
         assert_eq!(
             errors,
@@ -133,7 +118,7 @@ mod tests {
                 Problem::Number { min: 0, max: 10_000 }.of("settle-ms=10001"),
                 segments.of("indirect=-1"),
                 segments.of("indirect="),
-                Problem::UnknownOption { expected }.of("loglevel=9"),
+                Problem::UnknownOption(WORDS).of("loglevel=9"),
                 Problem::Number { min: 0, max: 5 }.of("ring-order=6"),
                 Problem::Number { min: 1, max: 16 }.of("queues=0"),
                 Problem::Number { min: 0, max: 65535 }.of("persistent=65536"),

@@ -1,75 +1,116 @@
 //! A disk's `target=`.
 
-use crate::size;
-use crate::word::{Error, Problem, key_value};
+use crate::disk_type::{DiskType, Grammar, Overlay, first_word};
+use crate::name::Name;
+use crate::options::Options;
+use crate::word::{Error, key_value};
 
 /// What a vbd shall serve, as `target=` in the guest's disk line says it.
 ///
 /// Words separated by commas; blanks around a word do not count. The first names the disk, the
 /// others are its options. No colon can stand in it: libxl cuts off what is before one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Target {
-    /// `ram,size=SIZE[,block=512|4096]`: a thin RAM disk that lives as long as its vbd.
-    Ram {
-        /// Capacity in bytes; whole logical blocks, at least one.
-        size_bytes: u64,
-        /// Logical block size in bytes, 512 or 4096.
-        block_bytes: u32,
+pub struct Target<'a> {
+    /// The disk.
+    pub served: Served<'a>,
+    /// `ro`: what the guest may do, whatever its disk line's `access=` says.
+    pub access: Access,
+    /// `handover`: what becomes of the vbd while another one writes to the disk.
+    pub handover: Handover,
+}
+
+/// The disk that a vbd serves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Served<'a> {
+    /// One that lives as long as its vbd.
+    Private(DiskType<'a>),
+    /// One with a name, which lives as long as the domain.
+    Named {
+        /// A disk's name; an image's too, if there is no overlay.
+        name: Name<'a>,
+        /// `IMAGE,cow=NAME[,cap=SIZE]`: what the disk is made of if there is none of that name.
+        overlay: Option<Overlay<'a>>,
     },
 }
 
-const RAM_OPTIONS: &str = "size= or block=";
+/// What a guest may do with a disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Read.
+    ReadOnly,
+    /// Read and write.
+    ReadWrite,
+}
 
-impl Target {
+/// What becomes of a vbd whose disk another one writes to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Handover {
+    /// It is refused.
+    Refused,
+    /// It waits until the other has closed, as a migration within the host needs it.
+    Waits,
+}
+
+/// The grammar of a disk that lives as long as its vbd.
+const PRIVATE: Grammar = Grammar {
+    first: &["ram", "null", "a disk", "an image"],
+    ram: &["size=", "cap=", "block=", "ro"],
+    null: &["size=", "block=", "ro"],
+    overlay: &["cow", "cap=", "ro"],
+};
+const NAMED: &[&str] = &["cow", "cow=", "ro", "handover"];
+const NAMED_OVERLAY: &[&str] = &["cow=", "cap=", "ro", "handover"];
+
+impl<'a> Target<'a> {
     /// Reads a target.
     ///
     /// # Errors
     /// The first word that cannot be understood.
-    pub fn parse(text: &str) -> Result<Self, Error<'_>> {
-        let mut words = text.split(',').map(str::trim);
-        let disk = words.next().unwrap_or_default();
-        match disk {
-            "" => Err(Problem::EmptyTarget.of(disk)),
-            "ram" => parse_ram(disk, words),
-            _ => Err(Problem::UnknownDisk.of(disk)),
-        }
-    }
-}
-
-fn parse_ram<'a>(
-    disk: &'a str,
-    options: impl Iterator<Item = &'a str>,
-) -> Result<Target, Error<'a>> {
-    let (mut size_bytes, mut block_bytes) = (None, None);
-    for option in options {
-        let (first_time, problem) = match key_value(option) {
-            ("size", value) => match size::parse(value) {
-                Ok(bytes) => (size_bytes.replace((bytes, option)).is_none(), None),
-                Err(error) => (true, Some(Problem::Size(error))),
-            },
-            ("block", "512") => (block_bytes.replace(512).is_none(), None),
-            ("block", "4096") => (block_bytes.replace(4096).is_none(), None),
-            ("block", _) => (true, Some(Problem::BlockSize)),
-            _ => (true, Some(Problem::UnknownOption { expected: RAM_OPTIONS })),
+    pub fn parse(text: &'a str) -> Result<Self, Error<'a>> {
+        let (first, words) = first_word(text);
+        // The options may come in any order, so the one that says what they are about is sought.
+        let is_private = matches!(first, "ram" | "null") || words.clone().any(|word| word == "cow");
+        let (served, options) = if is_private {
+            let (disk, options) = DiskType::read(first, words, &PRIVATE)?;
+            (Served::Private(disk), options)
+        } else {
+            let name = Name::parse(first).map_err(|_| PRIVATE.unknown_disk().of(first))?;
+            let is_overlay = words.clone().any(|word| key_value(word).0 == "cow=");
+            let options = Options::read(words, if is_overlay { NAMED_OVERLAY } else { NAMED })?;
+            let served = match options.cow_name {
+                None => Served::Named { name, overlay: None },
+                Some(overlay_name) => Served::Named {
+                    name: overlay_name,
+                    overlay: Some(Overlay { image: name, cap_bytes: options.cap_bytes }),
+                },
+            };
+            (served, options)
         };
-        if let Some(problem) = problem.or((!first_time).then_some(Problem::Twice)) {
-            return Err(problem.of(option));
-        }
+        Ok(Self {
+            served,
+            access: options.access.unwrap_or(Access::ReadWrite),
+            handover: options.handover.unwrap_or(Handover::Refused),
+        })
     }
-    let block_bytes = block_bytes.unwrap_or(512);
-    let (size_bytes, option) = size_bytes.ok_or(Problem::Missing { option: "size=" }.of(disk))?;
-    if !size_bytes.is_multiple_of(block_bytes.into()) {
-        return Err(Problem::PartOfABlock { block_bytes }.of(option));
-    }
-    Ok(Target::Ram { size_bytes, block_bytes })
 }
 
 #[cfg(test)]
 mod tests {
     extern crate std;
-    use super::Target;
-    use crate::{Error, Problem, SizeError};
+    use super::{Access, Handover, Served, Target};
+    use crate::{DiskType, Error, Expected, Name, Overlay, Problem, SizeError};
     use std::string::ToString;
+
+    const RAM: DiskType<'_> =
+        DiskType::Ram { size_bytes: 8 << 20, cap_bytes: 8 << 20, block_bytes: 512 };
+
+    fn name(text: &str) -> Name<'_> {
+        Name::parse(text).unwrap()
+    }
+
+    fn writable(served: Served<'_>) -> Target<'_> {
+        Target { served, access: Access::ReadWrite, handover: Handover::Refused }
+    }
 
     fn refused(text: &str) -> (&str, Problem) {
         let Error { word, problem } = Target::parse(text).unwrap_err();
@@ -77,39 +118,83 @@ mod tests {
     }
 
     #[test]
-    fn a_ram_disk_has_a_size() {
-        let ram = Target::Ram { size_bytes: 8 << 20, block_bytes: 512 };
-        assert_eq!(Target::parse("ram,size=8M"), Ok(ram));
-        assert_eq!(Target::parse(" ram , size=8M "), Ok(ram));
-        assert_eq!(Target::parse("ram,block=512,size=8M"), Ok(ram));
-        let large = Target::Ram { size_bytes: 8 << 20, block_bytes: 4096 };
-        assert_eq!(Target::parse("ram,size=8M,block=4096"), Ok(large));
+    fn a_disk_type_is_the_vbds_own() {
+        let target = writable(Served::Private(RAM));
+        assert_eq!(Target::parse(" ram , size=8M "), Ok(target));
+        let read_only = Target { access: Access::ReadOnly, ..target };
+        assert_eq!(Target::parse("ram,ro,size=8M"), Ok(read_only));
+        let null = DiskType::Null { size_bytes: 512, block_bytes: 512 };
+        let target = Target { access: Access::ReadOnly, ..writable(Served::Private(null)) };
+        assert_eq!(Target::parse("null,size=512,ro"), Ok(target));
+        let overlay = Overlay { image: name("gold"), cap_bytes: Some(1024) };
+        let target = writable(Served::Private(DiskType::Overlay(overlay)));
+        assert_eq!(Target::parse("gold,cow,cap=1K"), Ok(target));
+        assert_eq!(Target::parse("gold,cap=1K,cow"), Ok(target));
+        let read_only = Target { access: Access::ReadOnly, ..target };
+        assert_eq!(Target::parse("gold,ro,cow,cap=1K"), Ok(read_only));
+    }
+
+    #[test]
+    fn a_name_alone_is_a_disk_or_an_image() {
+        let target = writable(Served::Named { name: name("gold"), overlay: None });
+        assert_eq!(Target::parse("gold"), Ok(target));
+        let waits = Target { handover: Handover::Waits, ..target };
+        assert_eq!(Target::parse("gold,handover"), Ok(waits));
+        let both = Target { access: Access::ReadOnly, ..waits };
+        assert_eq!(Target::parse("gold, ro, handover"), Ok(both));
+    }
+
+    #[test]
+    fn an_overlay_may_have_a_name() {
+        let overlay = Overlay { image: name("gold"), cap_bytes: None };
+        let target = writable(Served::Named { name: name("fork"), overlay: Some(overlay) });
+        assert_eq!(Target::parse("gold,cow=fork"), Ok(target));
+        let overlay = Overlay { cap_bytes: Some(4096), ..overlay };
+        let target = Target {
+            served: Served::Named { name: name("fork"), overlay: Some(overlay) },
+            access: Access::ReadOnly,
+            handover: Handover::Waits,
+        };
+        assert_eq!(Target::parse("gold,handover,cap=4K,cow=fork,ro"), Ok(target));
     }
 
     #[test]
     fn the_offending_word_is_named() {
-        assert_eq!(refused(""), ("", Problem::EmptyTarget));
-        assert_eq!(refused(",size=8M"), ("", Problem::EmptyTarget));
-        assert_eq!(refused("floppy,size=8M"), ("floppy", Problem::UnknownDisk));
-        assert_eq!(refused("ram"), ("ram", Problem::Missing { option: "size=" }));
-        assert_eq!(refused("ram,size=0"), ("size=0", Problem::Size(SizeError::Zero)));
-        assert_eq!(refused("ram,size"), ("size", Problem::Size(SizeError::NotANumber)));
-        assert_eq!(refused("ram,size=many"), ("size=many", Problem::Size(SizeError::NotANumber)));
-        assert_eq!(refused("ram,size=8M,size=8M"), ("size=8M", Problem::Twice));
-        assert_eq!(refused("ram,size=8M,block=1024"), ("block=1024", Problem::BlockSize));
-        assert_eq!(refused("ram,block=512,block=4096,size=8M"), ("block=4096", Problem::Twice));
-        let part = Problem::PartOfABlock { block_bytes: 4096 };
-        assert_eq!(refused("ram,block=4096,size=6K"), ("size=6K", part));
-        let unknown = Problem::UnknownOption { expected: "size= or block=" };
-        assert_eq!(refused("ram,size=8M,cache=none"), ("cache=none", unknown));
-        assert_eq!(refused("ram,size=8M,"), ("", unknown));
+        let disk = Problem::UnknownDisk(Expected(&["ram", "null", "a disk", "an image"]));
+        assert_eq!(refused(""), ("", disk));
+        assert_eq!(refused(",size=8M"), ("", disk));
+        assert_eq!(refused("vbd/0/51712"), ("vbd/0/51712", disk));
+        assert_eq!(refused("nvme,cow"), ("nvme", disk));
+        let ram = Problem::UnknownOption(Expected(&["size=", "cap=", "block=", "ro"]));
+        assert_eq!(refused("ram,size=8M,cow"), ("cow", ram));
+        assert_eq!(refused("ram,size=8M,handover"), ("handover", ram));
+        let null = Problem::UnknownOption(Expected(&["size=", "block=", "ro"]));
+        assert_eq!(refused("null,size=8M,cap=8M"), ("cap=8M", null));
+        let private = Problem::UnknownOption(Expected(&["cow", "cap=", "ro"]));
+        assert_eq!(refused("gold,cow,handover"), ("handover", private));
+        assert_eq!(refused("gold,cow=fork,cow"), ("cow=fork", private));
+        let named = Problem::UnknownOption(Expected(&["cow", "cow=", "ro", "handover"]));
+        assert_eq!(refused("gold,cap=1M"), ("cap=1M", named));
+        assert_eq!(refused("gold,"), ("", named));
+        let overlay = Problem::UnknownOption(Expected(&["cow=", "cap=", "ro", "handover"]));
+        assert_eq!(refused("gold,cow=fork,size=1M"), ("size=1M", overlay));
+        assert_eq!(refused("gold,cow="), ("cow=", Problem::Name));
+        assert_eq!(refused("gold,cow=ram"), ("cow=ram", Problem::Reserved));
+        assert_eq!(refused("gold,cow=a,cow=b"), ("cow=b", Problem::Twice));
+        assert_eq!(refused("gold,cow=a,cap=0"), ("cap=0", Problem::Size(SizeError::Zero)));
+        assert_eq!(refused("gold,ro,ro"), ("ro", Problem::Twice));
+        assert_eq!(refused("gold,handover,handover"), ("handover", Problem::Twice));
     }
 
     #[test]
     fn an_error_reads_as_a_sentence() {
         let text = |target| Target::parse(target).unwrap_err().to_string();
+        assert_eq!(text(""), "``: no such disk, expected ram, null, a disk or an image");
         assert_eq!(text("ram,size=0"), "`size=0`: a size of 0");
-        assert_eq!(text("ram,size=8M,ro"), "`ro`: unknown option, expected size= or block=");
+        assert_eq!(text("ram"), "`ram`: needs size=");
+        assert_eq!(text("null,size=8M,rw"), "`rw`: unknown option, expected size=, block= or ro");
         assert_eq!(text("ram,size=513"), "`size=513`: 513 bytes are not a multiple of 512");
+        assert_eq!(text("null,block=1"), "`block=1`: expected block=512 or block=4096");
+        assert_eq!(text("gold,cow=ram"), "`cow=ram`: not a name but a type of disk");
     }
 }

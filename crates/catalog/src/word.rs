@@ -1,5 +1,8 @@
 //! Words and what can be wrong with one.
 
+use core::fmt;
+use core::str::FromStr;
+
 use crate::size::SizeError;
 
 /// A word that cannot be understood.
@@ -15,33 +18,41 @@ pub struct Error<'a> {
 /// What is wrong with a word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Problem {
-    /// A target of no words.
-    #[error("the target is empty, expected ram,size=...")]
-    EmptyTarget,
-    /// The first word names no type of disk.
-    #[error("no such disk, expected ram")]
-    UnknownDisk,
-    /// An option that this type of disk does not have.
-    #[error("unknown option, expected {expected}")]
-    UnknownOption {
-        /// The options there are.
-        expected: &'static str,
-    },
+    /// The word that says which disk names no type and nothing else that it could.
+    #[error("no such disk, expected {0}")]
+    UnknownDisk(Expected),
+    /// An option that does not stand here.
+    #[error("unknown option, expected {0}")]
+    UnknownOption(Expected),
+    /// A command that there is not.
+    #[error("unknown command, expected {0}")]
+    UnknownCommand(Expected),
+    /// One of a few values, and none of them.
+    #[error("expected {0}")]
+    Value(Expected),
     /// An option given twice.
     #[error("given twice")]
     Twice,
-    /// An option that must be there is not.
-    #[error("needs {option}")]
-    Missing {
-        /// The option.
-        option: &'static str,
-    },
+    /// What must follow does not.
+    #[error("needs {0}")]
+    Missing(&'static str),
+    /// A command has fewer words.
+    #[error("one word too many")]
+    Surplus,
+    /// No name.
+    #[error(
+        "not a name, expected 1 to 40 of A-Z a-z 0-9 . _ - that begin with a letter or a digit"
+    )]
+    Name,
+    /// A name that means a type of disk.
+    #[error("not a name but a type of disk")]
+    Reserved,
+    /// No id of a control request.
+    #[error("not an id, expected 1 to 16 of A-Z a-z 0-9 -")]
+    Id,
     /// A size that is none.
-    #[error("{0}")]
-    Size(SizeError),
-    /// A logical block size that there is not.
-    #[error("expected block=512 or block=4096")]
-    BlockSize,
+    #[error(transparent)]
+    Size(#[from] SizeError),
     /// A size that is not whole logical blocks.
     #[error("not a multiple of the block size, {block_bytes}")]
     PartOfABlock {
@@ -64,7 +75,43 @@ impl Problem {
     }
 }
 
-/// The parts of `key=value`; the value is empty where there is no `=`.
+/// What could stand in a word's place; prints as "a, b or c".
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Expected(pub &'static [&'static str]);
+
+impl fmt::Display for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let last = self.0.len().saturating_sub(1);
+        for (n, word) in self.0.iter().enumerate() {
+            f.write_str(match n {
+                0 => "",
+                _ if n == last => " or ",
+                _ => ", ",
+            })?;
+            f.write_str(word)?;
+        }
+        Ok(())
+    }
+}
+
+/// The parts of `key=value`: the key with its `=`, so that `ro` and `ro=` are two keys.
 pub(crate) fn key_value(word: &str) -> (&str, &str) {
-    word.split_once('=').unwrap_or((word, ""))
+    word.split_at(word.find('=').map_or(word.len(), |at| at + 1))
+}
+
+/// The words of a disk: between commas, blanks around a word do not count.
+pub(crate) fn disk_words(text: &str) -> impl Iterator<Item = &str> + Clone {
+    text.split(',').map(str::trim)
+}
+
+/// Reads decimal digits.
+pub(crate) fn number<N>(text: &str, min: N, max: N) -> Result<N, Problem>
+where
+    N: FromStr + PartialOrd + Into<u32>,
+{
+    let number = text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten();
+    match number {
+        Some(number) if min <= number && number <= max => Ok(number),
+        _ => Err(Problem::Number { min: min.into(), max: max.into() }),
+    }
 }

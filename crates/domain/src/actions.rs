@@ -15,8 +15,8 @@ use xenstore::{Change, Request, SubmitError};
 use crate::domain::Domain;
 use crate::inbox::Tag;
 use crate::inquiry::{Inquiry, STATE, Side, Subject};
-use crate::open::EINVAL;
 use crate::platform::Platform;
+use crate::refusal::EINVAL;
 use crate::vbd::{BACKEND_DIR, Identity, Timer, Vbd, VbdKey};
 
 /// How long state 6 stands before our directory goes: libxl fails a detach that does not see it.
@@ -64,7 +64,7 @@ impl<P: Platform> Domain<P> {
             Action::Publish => self.publish(platform, key),
             Action::Settle => self.set_timer(platform, key, self.settings.settle, Event::Settled),
             Action::Linger => self.set_timer(platform, key, LINGER, Event::Lingered),
-            Action::Connect => self.inquire(platform, key, Subject::Terms),
+            Action::Connect => self.begin_connect(platform, key),
             Action::Disconnect => {
                 self.disconnect(platform, key);
                 Outcome::Done
@@ -158,7 +158,8 @@ impl<P: Platform> Domain<P> {
     fn publish(&mut self, platform: &mut P, key: VbdKey) -> Outcome {
         let Some(vbd) = self.vbds.get(&key) else { return Outcome::Done };
         let Identity::Open(device) = &vbd.identity else { return Outcome::Done };
-        let geometry = BlockStore::<P::Memory>::geometry(&device.disk);
+        let Some(entry) = self.disks.get(device.disk) else { return Outcome::Done };
+        let geometry = BlockStore::<P::Memory>::geometry(&entry.disk);
         let logical_bytes = geometry.logical.bytes();
         let discard = geometry.discard.filter(|_| device.discards == Discards::Offered);
         let secure = discard.is_some_and(|limits| limits.secure == SecureDiscard::Offered);
@@ -221,8 +222,9 @@ impl<P: Platform> Domain<P> {
         if !matches!(vbd.identity, Identity::Unknown) {
             platform.log(format_args!("{vbd}: detached"));
         }
-        if let Identity::Open(device) = vbd.identity {
-            self.cleared.push(device.disk);
+        if let Some(disk) = vbd.disk() {
+            self.cleared.extend(self.disks.release(disk, key));
+            self.hand_over(platform, disk);
         }
         self.usage_changed = true;
         if vbd.look {
@@ -269,7 +271,7 @@ impl<P: Platform> Domain<P> {
 
     /// Says in `data/usage` what is in use, when that has changed and nothing is on its way back.
     pub(crate) fn tell_usage(&mut self, platform: &mut P) {
-        if !self.usage_changed || !self.cleared.is_empty() {
+        if !self.usage_changed || self.is_clearing() {
             return;
         }
         self.usage_changed = false;

@@ -6,10 +6,13 @@ use alloc::vec::Vec;
 use blkback::{Engine, Event, Media, Offer};
 use blkif::{FinalCheck, MaxIndirectSegments, RingOrder};
 use catalog::Settings;
-use store::{Disk, PagePool, PoolError, Progress, Steps};
+use store::{Disk, Images, PagePool, PoolError, Progress, Steps};
 use xen_abi::{EvtchnPort, Gfn, Instant};
 use xenstore::{Client, Notify};
 
+use crate::control::End;
+use crate::conversation::Conversation;
+use crate::disks::{DiskId, Disks, Work};
 use crate::inbox::Tag;
 use crate::platform::{Next, Platform, Resources, ShutdownReason};
 use crate::text::Printable;
@@ -23,7 +26,7 @@ const MAX_EVENTS: usize = 128;
 const MAX_MESSAGES: usize = 16;
 
 /// Pages that one step gives back of disks that are gone.
-const MAX_CLEARED: u32 = 1024;
+pub(crate) const MAX_CLEARED: u32 = 1024;
 
 /// The driver domain.
 pub struct Domain<P: Platform> {
@@ -38,8 +41,14 @@ pub struct Domain<P: Platform> {
     pub(crate) ports: Vec<Option<(VbdKey, usize)>>,
     /// Vbds whose ring may have requests, each once.
     runnable: VecDeque<VbdKey>,
+    pub(crate) images: Images,
+    pub(crate) disks: Disks,
     /// Disks whose pages are being given back.
     pub(crate) cleared: Vec<Disk>,
+    /// Disks that something is being done to.
+    pub(crate) worked: Vec<DiskId>,
+    /// What dom0 asks and is told.
+    pub(crate) conversation: Conversation,
     /// No timer is due earlier.
     deadline: Option<Instant>,
     pub(crate) next_life: u32,
@@ -96,15 +105,15 @@ impl<P: Platform> Domain<P> {
     /// # Errors
     /// [`StartError`] where the memory does not do.
     pub fn new(resources: Resources<'_, P>, platform: &mut P) -> Result<Self, StartError> {
-        let Resources { memory, free_frames, xenstore: page, xenstore_port, command_line } =
+        let Resources { memory, free_frames, modules, xenstore: page, xenstore_port, command_line } =
             resources;
-        let settings = Settings::parse(
-            str::from_utf8(command_line).unwrap_or_else(|_| {
-                platform.log(format_args!("command line ignored: it is not UTF-8"));
-                ""
-            }),
-            |error| platform.log(format_args!("command line: {error}")),
-        );
+        let command_line = str::from_utf8(command_line).unwrap_or_else(|_| {
+            platform.log(format_args!("command line ignored: it is not UTF-8"));
+            ""
+        });
+        let settings = Settings::parse(command_line, |error| {
+            platform.log(format_args!("command line: {error}"));
+        });
         let max_indirect = MaxIndirectSegments::new(settings.max_indirect_segments)
             .unwrap_or(MaxIndirectSegments::MAX);
         let mut runs = free_frames.to_vec();
@@ -132,7 +141,11 @@ impl<P: Platform> Domain<P> {
             vbds: BTreeMap::new(),
             ports: Vec::new(),
             runnable: VecDeque::new(),
+            images: Images::default(),
+            disks: Disks::default(),
             cleared: Vec::new(),
+            worked: Vec::new(),
+            conversation: Conversation::default(),
             deadline: None,
             next_life: 0,
             next_inquiry: 0,
@@ -141,6 +154,7 @@ impl<P: Platform> Domain<P> {
             usage_changed: true,
             shutdown: Shutdown::No,
         };
+        domain.define(platform, modules, command_line);
         domain.subscribe(platform);
         Ok(domain)
     }
@@ -164,7 +178,7 @@ impl<P: Platform> Domain<P> {
             self.let_go(platform);
             return Next::Shutdown(reason);
         }
-        if self.xenstore.ready || !self.runnable.is_empty() || !self.cleared.is_empty() {
+        if self.xenstore.ready || !self.runnable.is_empty() || self.is_clearing() {
             return Next::Now;
         }
         self.deadline.map_or(Next::Idle, Next::At)
@@ -253,7 +267,10 @@ impl<P: Platform> Domain<P> {
             return;
         }
         let mut due = Vec::new();
-        self.deadline = None;
+        if self.conversation.open_until().is_some_and(|at| at <= now) {
+            self.end_conversation(platform, End::GivenUp);
+        }
+        self.deadline = self.conversation.open_until();
         for (key, vbd) in &mut self.vbds {
             match vbd.timer {
                 Some(timer) if timer.at <= now => {
@@ -281,8 +298,9 @@ impl<P: Platform> Domain<P> {
         let (ring, Identity::Open(device)) = (&mut vbd.rings[at], &mut vbd.identity) else {
             return;
         };
+        let Some(entry) = self.disks.get_mut(device.disk) else { return };
         let mut media = Media {
-            disk: &mut device.disk,
+            disk: &mut entry.disk,
             access: device.access,
             discards: device.discards,
             pool: &mut self.pool,
@@ -310,12 +328,32 @@ impl<P: Platform> Domain<P> {
         }
     }
 
-    /// Gives some pages back of disks that are gone.
+    /// Whether pages are on their way back.
+    pub(crate) fn is_clearing(&self) -> bool {
+        !self.cleared.is_empty() || !self.worked.is_empty()
+    }
+
+    /// Gives some pages back of disks that are gone, or that are to have fewer.
     fn clear_disks(&mut self) {
-        let Some(disk) = self.cleared.last_mut() else { return };
-        if disk.clear(&mut self.pool, &mut Steps::new(MAX_CLEARED)) == Progress::Done {
-            self.cleared.pop();
-            self.usage_changed = true;
+        let steps = &mut Steps::new(MAX_CLEARED);
+        if let Some(disk) = self.cleared.last_mut() {
+            if disk.clear(&mut self.pool, steps) == Progress::Done {
+                self.cleared.pop();
+                self.usage_changed = true;
+            }
+        } else if let Some(entry) = self.worked.last().and_then(|&id| self.disks.get_mut(id)) {
+            let left = match (&mut entry.disk, entry.work) {
+                (Disk::Pages(disk), Some(Work::Empty)) => disk.discard_all(&mut self.pool, steps),
+                (Disk::Pages(disk), Some(Work::Shrink(nr_sectors))) => {
+                    disk.shrink(&mut self.pool, nr_sectors, steps)
+                }
+                _ => Ok(Progress::Done),
+            };
+            if left != Ok(Progress::More) {
+                entry.work = None;
+                self.worked.pop();
+                self.usage_changed = true;
+            }
         }
     }
 

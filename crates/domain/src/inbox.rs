@@ -7,6 +7,7 @@ use blkif::keys;
 use xen_abi::{DomId, XenbusState};
 use xenstore::{Error, ProtocolError, Reply, Request};
 
+use crate::control::REQUEST;
 use crate::domain::{Domain, Shutdown, shutdown_reason};
 use crate::inquiry::{FRONTEND, FRONTEND_ID, ONLINE, STATE, Subject};
 use crate::platform::{Platform, ShutdownReason};
@@ -33,10 +34,15 @@ pub(crate) enum Tag {
     ShutdownTold,
     /// `data/usage` was written.
     Usage,
+    /// `data/request` was read.
+    Request,
+    /// dom0 was answered, or its answer removed.
+    Answered,
 }
 
 const BACKEND_TOKEN: &str = "backend";
 const SHUTDOWN_TOKEN: &str = "shutdown";
+const REQUEST_TOKEN: &str = "request";
 pub(crate) const SHUTDOWN: &str = "control/shutdown";
 
 /// What is to be done about a message, once nothing is borrowed from it any more.
@@ -51,12 +57,19 @@ enum Heard {
     Proceed(VbdKey),
     ReadShutdown,
     Shutdown(ShutdownReason),
+    ReadRequest,
+    /// dom0 asks.
+    Request(Vec<u8>),
 }
 
 impl<P: Platform> Domain<P> {
     /// Asks to be told of devices and of the end. Each watch tells at once what is there already.
     pub(crate) fn subscribe(&mut self, platform: &mut P) {
-        for (path, token) in [(BACKEND_DIR, BACKEND_TOKEN), (SHUTDOWN, SHUTDOWN_TOKEN)] {
+        // Ours from the start, so that nobody but dom0 and us can ever write it.
+        self.submit(platform, Request::Write(REQUEST, b""), Tag::Answered);
+        for (path, token) in
+            [(BACKEND_DIR, BACKEND_TOKEN), (SHUTDOWN, SHUTDOWN_TOKEN), (REQUEST, REQUEST_TOKEN)]
+        {
             self.submit(platform, Request::Watch { path, token }, Tag::Watch);
         }
         self.send(platform);
@@ -78,6 +91,7 @@ impl<P: Platform> Domain<P> {
             xenstore::Event::Watch { path, token } => match token {
                 BACKEND_TOKEN => changed(path),
                 SHUTDOWN_TOKEN => Heard::ReadShutdown,
+                REQUEST_TOKEN => Heard::ReadRequest,
                 token => {
                     parse_key(token).map_or(Heard::Nothing, |key| Heard::Found(alloc::vec![key]))
                 }
@@ -155,7 +169,11 @@ impl<P: Platform> Domain<P> {
                     }
                     Heard::Nothing
                 }
-                Tag::Watch | Tag::Usage => {
+                Tag::Request => match result {
+                    Ok(Reply::Value(value)) => Heard::Request(value.into()),
+                    _ => Heard::Nothing,
+                },
+                Tag::Watch | Tag::Usage | Tag::Answered => {
                     if let Err(error) = result {
                         platform.log(format_args!("xenstore refuses our {tag:?}: {error}"));
                     }
@@ -195,6 +213,8 @@ impl<P: Platform> Domain<P> {
             Heard::ReadShutdown => {
                 self.submit(platform, Request::Read(SHUTDOWN), Tag::Shutdown);
             }
+            Heard::ReadRequest => self.read_request(platform),
+            Heard::Request(text) => self.converse(platform, &text),
             Heard::Shutdown(reason) => {
                 if self.shutdown == Shutdown::No {
                     platform.log(format_args!("asked to end ({reason:?})"));

@@ -12,11 +12,16 @@
 extern crate alloc;
 
 mod actions;
+mod control;
+mod conversation;
+mod create;
+mod disks;
 mod domain;
 mod inbox;
 mod inquiry;
 mod open;
 mod platform;
+mod refusal;
 mod rings;
 mod text;
 mod vbd;

@@ -1,25 +1,25 @@
 //! What the toolstack wants of a device, and the disk that is opened for it.
 
 use alloc::format;
+use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 
 use blkback::{Discards, Event};
 use blkif::{keys, keys::VdiskInfo};
-use catalog::Target;
-use store::{Access, BlockSize, BlockStore, Disk, PageDisk, SECTOR_SIZE, StoreError};
-use xen_abi::{PAGE_SIZE, XenbusState};
+use catalog::{DiskType, Served, Target};
+use store::{Access, BlockStore, Disk, ImageDisk};
+use xen_abi::XenbusState;
 use xenstore::Request;
 
+use crate::create::{pages, sectors};
+use crate::disks::{DiskId, Entry, Work};
 use crate::domain::Domain;
 use crate::inbox::Tag;
 use crate::inquiry::{FRONTEND, FRONTEND_ID, Inquiry, STATE};
 use crate::platform::Platform;
+use crate::refusal::Refusal;
 use crate::text::Printable;
 use crate::vbd::{Device, Identity, VbdKey};
-
-/// errno numbers as an `error` node begins with.
-pub(crate) const EINVAL: u32 = 22;
-const ENOMEM: u32 = 12;
 
 impl<P: Platform> Domain<P> {
     /// Reads what the toolstack wants, and opens the disk.
@@ -40,10 +40,12 @@ impl<P: Platform> Domain<P> {
         let frontend_dir = String::from_utf8_lossy(frontend).into_owned();
         let device = if frontend_id == key.frontend.to_string().as_bytes() {
             let wish = Wish { params, mode, device_type, removable, discard_enable };
-            self.open(&frontend_dir, &wish)
+            self.open(key, &frontend_dir, &wish)
         } else {
             let id = Printable(frontend_id);
-            Err((EINVAL, format!("{FRONTEND_ID} is {id}, but {FRONTEND} is another domain's")))
+            Err(Refusal::Words(format!(
+                "{FRONTEND_ID} is {id}, but {FRONTEND} is another domain's"
+            )))
         };
         let token = key.to_string();
         let path = format!("{frontend_dir}/{STATE}");
@@ -56,23 +58,14 @@ impl<P: Platform> Domain<P> {
         };
         match device {
             Ok(device) => {
-                let geometry = BlockStore::<P::Memory>::geometry(&device.disk);
-                platform.log(format_args!(
-                    "vbd {key}: attached {}, {} sectors, {}; its contents end with the vbd",
-                    Printable(params),
-                    geometry.nr_sectors,
-                    match device.access {
-                        Access::ReadOnly => "read-only",
-                        Access::ReadWrite => "read-write",
-                    },
-                ));
+                self.tell_attached(platform, key, &device);
                 if let Some(vbd) = self.vbds.get_mut(&key) {
                     vbd.identity = Identity::Open(device);
                 }
             }
-            Err((errno, reason)) => {
-                let text = format!("cannot serve target={}: {reason}", Printable(params));
-                self.tell_error(platform, key, errno, &text);
+            Err(refusal) => {
+                let text = format!("cannot serve target={}: {refusal}", Printable(params));
+                self.tell_error(platform, key, refusal.errno(), &text);
                 if let Some(vbd) = self.vbds.get_mut(&key) {
                     vbd.identity = Identity::Refused { frontend_dir };
                     vbd.handle(Event::Refused);
@@ -82,16 +75,42 @@ impl<P: Platform> Domain<P> {
         self.submit(platform, Request::Watch { path: &path, token: &token }, Tag::Written(id));
     }
 
-    fn open(&self, frontend_dir: &str, wish: &Wish<'_>) -> Result<Device, (u32, String)> {
+    fn tell_attached(&self, platform: &mut P, key: VbdKey, device: &Device) {
+        let Some(entry) = self.disks.get(device.disk) else { return };
+        let geometry = BlockStore::<P::Memory>::geometry(&entry.disk);
+        let writes_end_with_it = entry.name.is_none() && geometry.access == Access::ReadWrite;
+        platform.log(format_args!(
+            "vbd {key}: attached {}, {} sectors, {}{}",
+            Printable(&device.params),
+            geometry.nr_sectors,
+            match device.access {
+                Access::ReadOnly => "read-only",
+                Access::ReadWrite => "read-write",
+            },
+            if writes_end_with_it { "; its contents end with the vbd" } else { "" },
+        ));
+    }
+
+    fn open(
+        &mut self,
+        key: VbdKey,
+        frontend_dir: &str,
+        wish: &Wish<'_>,
+    ) -> Result<Device, Refusal> {
         let access = match wish.mode {
             b"w" => Access::ReadWrite,
             b"r" => Access::ReadOnly,
-            other => return Err((EINVAL, format!("mode `{}`, expected r or w", Printable(other)))),
+            other => {
+                let other = Printable(other);
+                return Err(Refusal::Words(format!("mode `{other}`, expected r or w")));
+            }
         };
-        let Target::Ram { size_bytes, block_bytes } = parse_target(wish.params)?;
-        let logical = if block_bytes == 4096 { BlockSize::B4096 } else { BlockSize::B512 };
-        let (nr_sectors, cap_pages) = size(size_bytes);
-        let disk = PageDisk::new(nr_sectors, logical, cap_pages, &self.pool).map_err(told)?;
+        let target = parse_target(wish.params)?;
+        let access = match target.access {
+            catalog::Access::ReadOnly => Access::ReadOnly,
+            catalog::Access::ReadWrite => access,
+        };
+        let disk = self.open_disk(key, &target, access)?;
         let discards = match wish.discard_enable {
             Some(b"0") => Discards::No,
             _ => Discards::Offered,
@@ -101,7 +120,71 @@ impl<P: Platform> Domain<P> {
         info.set(VdiskInfo::CDROM, wish.device_type == Some(b"cdrom"));
         info.set(VdiskInfo::REMOVABLE, wish.removable == Some(b"1"));
         let (frontend_dir, params) = (frontend_dir.into(), wish.params.into());
-        Ok(Device { frontend_dir, params, disk: Disk::Pages(disk), access, discards, info })
+        Ok(Device { frontend_dir, params, disk, access, discards, info })
+    }
+
+    /// Finds or makes the disk of a target, and holds it for a vbd.
+    fn open_disk(
+        &mut self,
+        key: VbdKey,
+        target: &Target<'_>,
+        access: Access,
+    ) -> Result<DiskId, Refusal> {
+        let id = match &target.served {
+            Served::Private(disk) => {
+                let (disk, image) = self.make(disk)?;
+                self.disks.add(Entry::new(disk, None, image))?
+            }
+            Served::Named { name, overlay: Some(overlay) } => {
+                match self.disks.find(name.as_str()) {
+                    Some(id) => {
+                        let image = self.disks.get(id).and_then(|entry| entry.image.as_deref());
+                        if image != Some(overlay.image.as_str()) {
+                            let (name, image) = (name.to_string(), overlay.image.to_string());
+                            return Err(Refusal::OtherBase { name, image });
+                        }
+                        id
+                    }
+                    None => self.create(*name, &DiskType::Overlay(*overlay))?,
+                }
+            }
+            Served::Named { name, overlay: None } => {
+                let image = self.images.get(name.as_str());
+                match (self.disks.find(name.as_str()), image) {
+                    (Some(id), _) => id,
+                    (None, Some(_)) if access == Access::ReadWrite => {
+                        return Err(Refusal::ReadOnly(name.to_string()));
+                    }
+                    (None, Some(image)) => {
+                        let disk = Disk::Image(ImageDisk::new(Rc::clone(image)));
+                        self.disks.add(Entry::new(disk, None, None))?
+                    }
+                    (None, None) => return Err(Refusal::Unknown(name.to_string())),
+                }
+            }
+        };
+        self.hold(id, key, target, access)?;
+        Ok(id)
+    }
+
+    fn hold(
+        &mut self,
+        id: DiskId,
+        key: VbdKey,
+        target: &Target<'_>,
+        access: Access,
+    ) -> Result<(), Refusal> {
+        let Some(entry) = self.disks.get(id) else { return Ok(()) };
+        let name = entry.name.clone().unwrap_or_default();
+        let geometry = BlockStore::<P::Memory>::geometry(&entry.disk);
+        if geometry.access == Access::ReadOnly && access == Access::ReadWrite {
+            return Err(Refusal::ReadOnly(name));
+        }
+        if let Some(Work::Shrink(_)) = entry.work {
+            return Err(Refusal::AtWork(name));
+        }
+        let held = |by| Refusal::Held { name, by };
+        self.disks.hold(id, key, access, target.handover).map_err(held)
     }
 
     /// Obeys a change of `params` on a device in use: a larger size is all that it can be.
@@ -112,35 +195,50 @@ impl<P: Platform> Domain<P> {
             return;
         }
         device.params = params.into();
-        let grown = parse_target(params).and_then(|target| {
-            let (Target::Ram { size_bytes, block_bytes }, Disk::Pages(disk)) =
-                (target, &mut device.disk)
-            else {
-                return Err((EINVAL, "the type of a disk in use cannot change".into()));
-            };
-            if BlockStore::<P::Memory>::geometry(disk).logical.bytes() != block_bytes {
-                return Err((EINVAL, "the block size of a disk in use cannot change".into()));
-            }
-            let (nr_sectors, cap_pages) = size(size_bytes);
-            disk.grow(&mut self.pool, nr_sectors, cap_pages).map_err(told)?;
-            Ok(nr_sectors)
-        });
-        match grown {
-            Ok(nr_sectors) => {
-                platform.log(format_args!("vbd {key}: resized to {nr_sectors} sectors"));
-                let sectors = (vbd.node(keys::SECTORS), nr_sectors.to_string());
-                // Linux looks at the size again when our state is written, even unchanged.
-                let state = vbd.handshake.has_ring().then_some(XenbusState::Connected);
-                let state = state.map(|state| (vbd.node(STATE), state.to_string()));
-                let tag = Tag::Written(vbd.id);
-                for (node, value) in [Some(sectors), state].into_iter().flatten() {
-                    self.submit(platform, Request::Write(&node, value.as_bytes()), tag);
-                }
-            }
-            Err((_, reason)) => platform.log(format_args!(
-                "vbd {key}: cannot become target={}: {reason}",
+        let disk = device.disk;
+        if let Err(refusal) = self.grow_private(platform, disk, params) {
+            platform.log(format_args!(
+                "vbd {key}: cannot become target={}: {refusal}",
                 Printable(params)
-            )),
+            ));
+        }
+    }
+
+    fn grow_private(&mut self, platform: &mut P, id: DiskId, params: &[u8]) -> Result<(), Refusal> {
+        let target = parse_target(params)?;
+        let Some(Entry { name: None, disk: Disk::Pages(disk), image: None, .. }) =
+            self.disks.get_mut(id)
+        else {
+            return Err(Refusal::Words("only a ram disk without a name grows like this".into()));
+        };
+        let Served::Private(DiskType::Ram { size_bytes, cap_bytes, block_bytes }) = target.served
+        else {
+            return Err(Refusal::Words("the disk in use is a ram disk".into()));
+        };
+        if BlockStore::<P::Memory>::geometry(disk).logical.bytes() != block_bytes {
+            return Err(Refusal::Words("the block size of a disk in use cannot change".into()));
+        }
+        disk.grow(&mut self.pool, sectors(size_bytes), pages(cap_bytes))?;
+        self.tell_size(platform, id);
+        Ok(())
+    }
+
+    /// Tells all who hold a disk how large it is now.
+    pub(crate) fn tell_size(&mut self, platform: &mut P, id: DiskId) {
+        let Some(entry) = self.disks.get(id) else { return };
+        let nr_sectors = BlockStore::<P::Memory>::geometry(&entry.disk).nr_sectors;
+        let holders: alloc::vec::Vec<VbdKey> = entry.holders().collect();
+        for key in holders {
+            let Some(vbd) = self.vbds.get(&key) else { continue };
+            platform.log(format_args!("vbd {key}: resized to {nr_sectors} sectors"));
+            let sectors = (vbd.node(keys::SECTORS), nr_sectors.to_string());
+            // Linux looks at the size again when our state is written, even unchanged.
+            let state = vbd.handshake.has_ring().then_some(XenbusState::Connected);
+            let state = state.map(|state| (vbd.node(STATE), state.to_string()));
+            let tag = Tag::Written(vbd.id);
+            for (node, value) in [Some(sectors), state].into_iter().flatten() {
+                self.submit(platform, Request::Write(&node, value.as_bytes()), tag);
+            }
         }
     }
 }
@@ -154,24 +252,7 @@ struct Wish<'a> {
     discard_enable: Option<&'a [u8]>,
 }
 
-fn parse_target(params: &[u8]) -> Result<Target, (u32, String)> {
-    let text = str::from_utf8(params).map_err(|_| (EINVAL, "not UTF-8".to_string()))?;
-    Target::parse(text).map_err(|error| {
-        let word = Printable(error.word.as_bytes());
-        (EINVAL, format!("`{word}`: {}", error.problem))
-    })
-}
-
-/// Sectors and pages of a disk of that many bytes.
-const fn size(size_bytes: u64) -> (u64, u64) {
-    (size_bytes / SECTOR_SIZE as u64, size_bytes.div_ceil(PAGE_SIZE as u64))
-}
-
-/// A store's error, with the errno for the error node.
-fn told(error: StoreError) -> (u32, String) {
-    let errno = match error {
-        StoreError::TooLarge { .. } | StoreError::NoMemory { .. } => ENOMEM,
-        _ => EINVAL,
-    };
-    (errno, error.to_string())
+fn parse_target(params: &[u8]) -> Result<Target<'_>, Refusal> {
+    let text = str::from_utf8(params).map_err(|_| Refusal::Words("not UTF-8".into()))?;
+    Ok(Target::parse(text)?)
 }

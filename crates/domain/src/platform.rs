@@ -3,7 +3,7 @@
 use core::fmt;
 
 use blkback::Grants;
-use store::FrameMemory;
+use store::{FrameMemory, ImageFile};
 use xen_abi::{DomId, EvtchnPort, Gfn, Instant, SharedMemory};
 
 /// Everything the driver domain asks of the world below it. Implemented by the kernel with
@@ -51,6 +51,8 @@ pub struct Resources<'a, P: Platform> {
     pub memory: P::Memory,
     /// Runs of frames that nothing else uses, for the page pool: first frame and their number.
     pub free_frames: &'a [(Gfn, u64)],
+    /// The boot modules, in their order.
+    pub modules: &'a [ImageFile],
     /// The page that we share with xenstore.
     pub xenstore: P::XenstorePage,
     /// The event channel that goes with it.

@@ -5,17 +5,55 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 
-use blkback::{Action, Event, Persistence, Persistent, Queue, RingKeys, Stats, Terms};
+use blkback::{
+    Action, Availability, Event, Persistence, Persistent, Queue, RingKeys, Stats, Terms,
+};
 use blkif::{BackRing, keys};
 use xen_abi::DomId;
 
 use crate::actions::Outcome;
+use crate::disks::DiskId;
 use crate::domain::Domain;
 use crate::inquiry::{Inquiry, Subject};
 use crate::platform::Platform;
-use crate::vbd::{Ring, VbdKey};
+use crate::vbd::{Ring, Vbd, VbdKey};
 
 impl<P: Platform> Domain<P> {
+    /// Asks for the frontend's terms, unless another vbd is connected to the disk.
+    pub(crate) fn begin_connect(&mut self, platform: &mut P, key: VbdKey) -> Outcome {
+        let Some(vbd) = self.vbds.get_mut(&key) else { return Outcome::Done };
+        if let Some(disk) = vbd.disk()
+            && let Err(held) = self.disks.connect(disk, key)
+        {
+            vbd.say(platform, format_args!("waits: {held}"));
+            vbd.handle(Event::Disk(Availability::Taken));
+            return Outcome::Done;
+        }
+        self.inquire(platform, key, Subject::Terms)
+    }
+
+    /// Lets a vbd's disk go to those that wait for it.
+    fn unlink(&mut self, platform: &mut P, key: VbdKey) {
+        if let Some(disk) = self.vbds.get(&key).and_then(Vbd::disk) {
+            self.disks.disconnect(disk, key);
+            self.hand_over(platform, disk);
+        }
+    }
+
+    /// Tells those that wait for a disk to try again.
+    pub(crate) fn hand_over(&mut self, platform: &mut P, disk: DiskId) {
+        let holders: Vec<VbdKey> =
+            self.disks.get(disk).map_or(Vec::new(), |entry| entry.holders().collect());
+        for key in holders {
+            if let Some(vbd) = self.vbds.get_mut(&key)
+                && vbd.handshake.waits_for_disk()
+            {
+                vbd.handle(Event::Disk(Availability::Free));
+                self.proceed(platform, key);
+            }
+        }
+    }
+
     /// The frontend's terms are known: its rings are to be read.
     pub(crate) fn read_rings(&mut self, platform: &mut P, key: VbdKey, inquiry: &Inquiry) {
         match Terms::parse(inquiry.first(), &self.offer) {
@@ -67,6 +105,7 @@ impl<P: Platform> Domain<P> {
         if let Some(vbd) = self.vbds.get_mut(&key) {
             vbd.handle(Event::NotConnected);
         }
+        self.unlink(platform, key);
     }
 
     /// Maps the frontend's rings and binds their ports: all or none.
@@ -155,6 +194,7 @@ impl<P: Platform> Domain<P> {
         if let Some(vbd) = self.vbds.get_mut(&key) {
             vbd.say(platform, format_args!("closed after {stats}"));
         }
+        self.unlink(platform, key);
         self.usage_changed = true;
     }
 }

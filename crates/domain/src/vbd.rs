@@ -8,9 +8,10 @@ use core::fmt;
 
 use blkback::{Action, Discards, Event, Handshake, Queue};
 use blkif::keys::VdiskInfo;
-use store::{Access, Disk};
+use store::Access;
 use xen_abi::{DomId, Instant};
 
+use crate::disks::DiskId;
 use crate::inquiry::Inquiry;
 use crate::platform::Platform;
 use crate::text::{Dropped, LineLimit};
@@ -53,7 +54,7 @@ pub(crate) struct Device {
     pub(crate) frontend_dir: String,
     /// `target=`, as it was last obeyed.
     pub(crate) params: Vec<u8>,
-    pub(crate) disk: Disk,
+    pub(crate) disk: DiskId,
     pub(crate) access: Access,
     pub(crate) discards: Discards,
     pub(crate) info: VdiskInfo,
@@ -151,6 +152,14 @@ impl<M> Vbd<M> {
     /// What its frontend's watch comes back with.
     pub(crate) fn token(&self) -> String {
         format!("{}", self.id.key)
+    }
+
+    /// Its disk, once that is open.
+    pub(crate) fn disk(&self) -> Option<DiskId> {
+        match &self.identity {
+            Identity::Open(device) => Some(device.disk),
+            _ => None,
+        }
     }
 
     /// Takes the next ring that may have requests, round them all.

@@ -77,8 +77,13 @@ fn what_is_in_use_is_told_and_comes_back() {
 fn a_target_that_cannot_be_served_says_why_and_leaves_nothing_behind() {
     let usable = 981 - 61;
     for (target, errno, reason) in [
-        ("", 22, "``: the target is empty, expected ram,size=...".into()),
-        ("floppy,size=1M", 22, "`floppy`: no such disk, expected ram".into()),
+        ("", 22, "``: no such disk, expected ram, null, a disk or an image".into()),
+        ("floppy", 2, "there is no disk or image called floppy".into()),
+        (
+            "floppy,size=1M",
+            22,
+            "`size=1M`: unknown option, expected cow, cow=, ro or handover".into(),
+        ),
         ("ram", 22, "`ram`: needs size=".into()),
         ("ram,size=0", 22, "`size=0`: a size of 0".into()),
         (
@@ -86,7 +91,7 @@ fn a_target_that_cannot_be_served_says_why_and_leaves_nothing_behind() {
             22,
             "`size=big`: not a size, expected a number of bytes or one with K, M, G or T".into(),
         ),
-        ("ram,size=1M,rw", 22, "`rw`: unknown option, expected size= or block=".into()),
+        ("ram,size=1M,rw", 22, "`rw`: unknown option, expected size=, cap=, block= or ro".into()),
         (
             "ram,size=4M",
             12,
@@ -373,7 +378,7 @@ fn words_of_the_command_line_are_obeyed_or_named() {
     assert!(
         said.contains(
             &"command line: `frobnicate`: unknown option, expected settle-ms=, indirect=, \
-              ring-order=, queues= or persistent="
+              ring-order=, queues=, persistent= or disk="
                 .into()
         ),
         "{said:?}"
@@ -426,7 +431,7 @@ fn a_disk_in_use_grows_when_its_params_do() {
                 "{vbd}: cannot become target=ram,size=3M,block=4096: the block size of a disk in \
                  use cannot change"
             ),
-            format!("{vbd}: cannot become target=floppy: `floppy`: no such disk, expected ram"),
+            format!("{vbd}: cannot become target=floppy: the disk in use is a ram disk"),
             format!("{vbd}: resized to 6144 sectors"),
         ]
     );

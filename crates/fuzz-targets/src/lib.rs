@@ -33,7 +33,7 @@ pub const REQUEST: Target = Target { name: "request", run: request::run, nr_roun
 pub const RING: Target = Target { name: "ring", run: ring::run, nr_rounds: 2_000 };
 /// A xenstored that says anything.
 pub const XENSTORE: Target = Target { name: "xenstore", run: xenstore_wire::run, nr_rounds: 6_000 };
-/// A disk's `target=` and the command line.
+/// A disk's `target=`, the command line, control requests.
 pub const CATALOG: Target = Target { name: "catalog", run: catalog_text::run, nr_rounds: 20_000 };
 /// A loader's record in any memory.
 pub const START_INFO: Target =

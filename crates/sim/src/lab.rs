@@ -19,8 +19,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use blkif::Abi;
-use domain::{Domain, Next, ShutdownReason};
-use xen_abi::{DomId, Gfn, Instant};
+use domain::{Domain, Next, Resources, ShutdownReason};
+use store::{FrameAddr, FrameMemory, ImageFile};
+use xen_abi::{DomId, Gfn, Instant, PAGE_SIZE};
 
 use crate::toolstack::{
     self, Detach, Device, DiskSpec, DomainKind, Operation, ToolstackError, vdev_number,
@@ -33,6 +34,7 @@ pub struct LabBuilder {
     seed: u64,
     memory_pages: u64,
     command_line: String,
+    modules: Vec<Vec<u8>>,
 }
 
 /// How long a test may run by the host's clock.
@@ -78,6 +80,13 @@ impl LabBuilder {
         Self { command_line: command_line.into(), ..self }
     }
 
+    /// Adds a boot module (`ramdisk=`), which lies somewhere in its first frame.
+    #[must_use]
+    pub fn module(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.modules.push(bytes.into());
+        self
+    }
+
     /// Creates the driver domain, and lets it settle.
     ///
     /// # Panics
@@ -89,8 +98,18 @@ impl LabBuilder {
         // Two runs with a hole, as a memory map has them.
         let low = self.memory_pages / 2;
         let runs = [(Gfn(0x100), low), (Gfn(0x100 + low + 0x40), self.memory_pages - low)];
-        let mut platform = SimPlatform::new(&machine, domid, &runs);
+        let modules = self.place_modules();
+        let mut all_runs = Vec::from(runs);
+        all_runs.extend(modules.iter().map(|file| {
+            let len_bytes = file.len_bytes + u64::from(file.at.offset);
+            (file.at.gfn, len_bytes.div_ceil(PAGE_SIZE as u64))
+        }));
+        let mut platform = SimPlatform::new(&machine, domid, &all_runs);
+        for (file, bytes) in modules.iter().zip(&self.modules) {
+            platform.frames().clone().write(file.at, bytes);
+        }
         let resources = platform.resources(&runs, self.command_line.as_bytes());
+        let resources = Resources { modules: &modules, ..resources };
         let domain = Domain::new(resources, &mut platform);
         let domain = domain.unwrap_or_else(|error| panic!("{error}"));
         let rng = machine.rng().fork();
@@ -109,6 +128,20 @@ impl LabBuilder {
         lab.nodes_at_start = lab.machine.xenstored().nodes_of(domid);
         lab
     }
+
+    /// Where the modules lie: each in frames of its own, not at their start.
+    fn place_modules(&self) -> Vec<ImageFile> {
+        let mut first = Gfn(0x10_0000);
+        let mut place = |bytes: &Vec<u8>| {
+            let file = ImageFile {
+                at: FrameAddr { gfn: first, offset: 0x123 },
+                len_bytes: bytes.len() as u64,
+            };
+            first = Gfn(file.at.after(bytes.len()).gfn.0 + 2);
+            file
+        };
+        self.modules.iter().map(&mut place).collect()
+    }
 }
 
 impl Lab {
@@ -116,7 +149,7 @@ impl Lab {
     #[must_use]
     #[expect(clippy::new_ret_no_self, reason = "a host is described before it is started")]
     pub fn new(seed: u64) -> LabBuilder {
-        LabBuilder { seed, memory_pages: 4096, command_line: String::new() }
+        LabBuilder { seed, memory_pages: 4096, command_line: String::new(), modules: Vec::new() }
     }
 
     /// The host itself: faults, counters, xenstore, the console.

@@ -58,6 +58,7 @@ impl SimPlatform {
         Resources {
             memory: self.frames.clone(),
             free_frames,
+            modules: &[],
             xenstore: self.xenstore.clone(),
             xenstore_port: self.xenstore_port,
             command_line,

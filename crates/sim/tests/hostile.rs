@@ -32,16 +32,20 @@ fn hostile_frontends_harm_nobody_else() {
 
 #[test]
 fn a_hostile_guest_reaches_the_ring() {
-    let mut lab = Lab::new(1).start();
-    let guest = lab.create_guest();
-    let disk = lab.attach(guest, "xvda", "ram,size=1M");
-    lab.attack(disk, Abi::X86_64);
-    lab.run_for(Duration::from_secs(2));
-    let (slots, served) = (lab.calm(disk), lab.machine().counters());
-    assert!(slots > 1_000, "{slots} slots were filled");
-    assert!(served.maps > 3 && served.copies > 1000, "and served: {served:?}");
-    lab.destroy(guest);
-    lab.assert_clean();
+    let (mut slots, mut maps, mut copies) = (0, 0, 0);
+    for seed in seeds(5) {
+        let mut lab = Lab::new(seed).start();
+        let guest = lab.create_guest();
+        let disk = lab.attach(guest, "xvda", "ram,size=1M");
+        lab.attack(disk, Abi::X86_64);
+        lab.run_for(Duration::from_secs(2));
+        slots += lab.calm(disk);
+        maps += lab.machine().counters().maps;
+        copies += lab.machine().counters().copies;
+        lab.destroy(guest);
+        lab.assert_clean();
+    }
+    assert!(slots > 5_000 && maps > 15 && copies > 2_000, "{slots}, {maps}, {copies}");
 }
 
 #[test]

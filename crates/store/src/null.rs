@@ -28,19 +28,18 @@ impl NullDisk {
         }
     }
 
-    /// Makes the disk larger.
+    /// Makes the disk larger or smaller.
     ///
     /// # Errors
-    /// As [`new`](Self::new), or [`StoreError::Shrinks`]; the disk is then as it was.
-    pub const fn grow(&mut self, nr_sectors: u64) -> Result<(), StoreError> {
-        if nr_sectors < self.nr_sectors {
-            return Err(StoreError::Shrinks { wanted: nr_sectors, nr_sectors: self.nr_sectors });
+    /// As [`new`](Self::new); the disk is then as it was.
+    pub const fn resize(&mut self, nr_sectors: u64) -> Result<(), StoreError> {
+        match self.logical.check_size(nr_sectors) {
+            Ok(()) => {
+                self.nr_sectors = nr_sectors;
+                Ok(())
+            }
+            Err(error) => Err(error),
         }
-        if let Err(error) = self.logical.check_size(nr_sectors) {
-            return Err(error);
-        }
-        self.nr_sectors = nr_sectors;
-        Ok(())
     }
 }
 

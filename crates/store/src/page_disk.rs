@@ -173,6 +173,40 @@ impl PageDisk {
         Ok(())
     }
 
+    /// Makes the disk smaller, if it has no image below it. Its pages go back to the pool a step
+    /// each; it is smaller once that is done, and should not be used before.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), [`StoreError::Shrinks`] where there is an image,
+    /// [`StoreError::NoMemory`] where what others have in common with it has to be copied, or
+    /// [`StoreError::Busy`] while a write is open.
+    pub fn shrink<M: FrameMemory>(
+        &mut self,
+        pool: &mut PagePool<M>,
+        nr_sectors: u64,
+        steps: &mut Steps,
+    ) -> Result<Progress, StoreError> {
+        self.check_quiet()?;
+        self.logical.check_size(nr_sectors)?;
+        if nr_sectors > self.nr_sectors || self.base.is_some() {
+            return Err(StoreError::Shrinks { wanted: nr_sectors, nr_sectors: self.nr_sectors });
+        }
+        let nr_pages = nr_sectors.div_ceil(SECTORS_PER_PAGE);
+        let gone = nr_pages..u64::MAX;
+        if self.table.remove(pool, &gone, Discard::Plain, steps)? == Progress::More {
+            return Ok(Progress::More);
+        }
+        // What is left of the last page would be there again if the disk grew.
+        let end = (nr_pages * SECTORS_PER_PAGE).min(self.nr_sectors);
+        let geometry = BlockStore::<M>::geometry(self);
+        if let Ok(rest) = SectorRange::on(&geometry, nr_sectors, end - nr_sectors) {
+            self.erase_edges(pool, rest)?;
+        }
+        self.nr_sectors = nr_sectors;
+        self.cap_pages = self.cap_pages.min(nr_pages);
+        Ok(Progress::Done)
+    }
+
     /// Empties the disk: it reads as its base from the first call on. Its pages go back to the
     /// pool a step each.
     ///

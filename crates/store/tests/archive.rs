@@ -34,7 +34,10 @@ fn trailer() -> Vec<u8> {
 }
 
 /// The paths and bytes of the files in an archive that lies at an odd place, and how it ends.
-fn read(archive: &[u8]) -> (Vec<(String, Vec<u8>)>, Result<(), ArchiveError>) {
+/// Files by their paths, and how the archive ends.
+type Content = (Vec<(String, Vec<u8>)>, Result<(), ArchiveError>);
+
+fn read(archive: &[u8]) -> Content {
     let (pool, files) = memory(64, &[archive], 7);
     let mut found = Vec::new();
     for member in Archive::open(pool.memory(), files[0]).unwrap() {

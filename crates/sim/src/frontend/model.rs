@@ -10,8 +10,8 @@ pub const SECTOR: usize = SECTOR_SIZE as usize;
 enum Known {
     /// It holds the model's bytes.
     Exactly,
-    /// It was discarded: the model's bytes or zeroes.
-    OrZeroes,
+    /// It was discarded: the model's bytes, zeroes or what lies below it.
+    Discarded,
 }
 
 /// A model of a disk's contents.
@@ -19,6 +19,8 @@ enum Known {
 pub struct Model {
     bytes: Vec<u8>,
     known: Vec<Known>,
+    /// The image that the disk is an overlay of.
+    image: Option<Vec<u8>>,
 }
 
 impl Model {
@@ -27,7 +29,13 @@ impl Model {
     pub fn new(bytes: Vec<u8>) -> Self {
         assert!(bytes.len().is_multiple_of(SECTOR), "{} bytes are no sectors", bytes.len());
         let known = vec![Known::Exactly; bytes.len() / SECTOR];
-        Self { bytes, known }
+        Self { bytes, known, image: None }
+    }
+
+    /// An overlay of an image, a multiple of 512 bytes.
+    #[must_use]
+    pub fn overlay(image: Vec<u8>) -> Self {
+        Self { image: Some(image.clone()), ..Self::new(image) }
     }
 
     /// A disk of zeroes.
@@ -60,7 +68,7 @@ impl Model {
     pub fn discard(&mut self, sector: u64, nr_sectors: u64) {
         let first = usize::try_from(sector).expect("within the disk");
         let nr = usize::try_from(nr_sectors).expect("within the disk");
-        self.known[first..first + nr].fill(Known::OrZeroes);
+        self.known[first..first + nr].fill(Known::Discarded);
     }
 
     /// Checks what a read got.
@@ -75,8 +83,9 @@ impl Model {
         }
         let pairs = expected.chunks(SECTOR).zip(data.chunks(SECTOR));
         for (n, (expected, found)) in pairs.enumerate() {
-            let discarded =
-                self.known[first + n] == Known::OrZeroes && found.iter().all(|&b| b == 0);
+            let below = self.image.as_ref().and_then(|image| image.chunks(SECTOR).nth(first + n));
+            let discarded = self.known[first + n] == Known::Discarded
+                && (found.iter().all(|&b| b == 0) || below == Some(found));
             if found != expected && !discarded {
                 return Err(sector + n as u64);
             }
@@ -102,6 +111,12 @@ mod tests {
         assert_eq!(model.check(2, &[8; SECTOR]), Err(2));
         model.write(2, &[8; SECTOR]);
         assert_eq!(model.check(2, &[0; SECTOR]), Err(2));
+        let mut over = Model::overlay(vec![9; 2 * SECTOR]);
+        over.write(0, &[8; 2 * SECTOR]);
+        assert_eq!(over.check(1, &[9; SECTOR]), Err(1));
+        over.discard(1, 1);
+        assert_eq!(over.check(0, &[9; SECTOR]), Err(0));
+        assert_eq!(over.check(1, &[9; SECTOR]), Ok(()));
         model.resize(5);
         assert_eq!((model.nr_sectors(), model.check(4, &[0; SECTOR])), (5, Ok(())));
     }

@@ -1,0 +1,240 @@
+//! dom0's commands, and what comes of them.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec;
+use core::fmt::{self, Write as _};
+
+use catalog::{Command, Name};
+use store::{Access, BlockStore, Disk, Progress, Steps};
+use xenstore::{Change, Request};
+
+use crate::conversation::{Closed, Turn};
+use crate::create::{SECTORS_PER_PAGE, sectors};
+use crate::disks::{DiskId, Entry, Work};
+use crate::domain::{Domain, MAX_CLEARED};
+use crate::inbox::Tag;
+use crate::platform::Platform;
+use crate::refusal::Refusal;
+use crate::text::Printable;
+
+/// Where dom0 asks.
+pub(crate) const REQUEST: &str = "data/request";
+/// Where it is answered.
+const RESPONSE: &str = "data/response";
+
+impl<P: Platform> Domain<P> {
+    pub(crate) fn read_request(&mut self, platform: &mut P) {
+        self.submit(platform, Request::Read(REQUEST), Tag::Request);
+    }
+
+    /// Takes what stands in dom0's node.
+    pub(crate) fn converse(&mut self, platform: &mut P, text: &[u8]) {
+        let now = platform.now();
+        let words = str::from_utf8(text).unwrap_or("?");
+        let said = match self.conversation.hear(words, now) {
+            Turn::Nothing | Turn::Wait => return,
+            Turn::Nonsense(error) => {
+                platform.log(format_args!("{REQUEST}: {}", Refusal::from(error)));
+                self.submit(platform, Request::Write(REQUEST, b""), Tag::Answered);
+                return;
+            }
+            Turn::Close => return self.end_conversation(platform, End::Read),
+            Turn::Say(part) => part,
+            Turn::Run(id, command) => {
+                let result = self.run(platform, &command).map_err(|refusal| refusal.to_string());
+                if result.is_ok() && !matches!(command, Command::List) {
+                    let (_, command) = words.trim_ascii().split_once(' ').unwrap_or_default();
+                    platform.log(format_args!("done for dom0: {}", Printable(command.as_bytes())));
+                }
+                let result = result.as_deref().map_err(String::as_str);
+                self.conversation.answer(id, result, now)
+            }
+        };
+        if let Some(at) = self.conversation.open_until() {
+            self.wake_at(at);
+        }
+        // Together, so that nobody finds room to ask in between.
+        let changes = vec![
+            Change::Write(REQUEST.into(), vec![]),
+            Change::Write(RESPONSE.into(), said.into_bytes()),
+        ];
+        if let Err(error) = self.xenstore.client.transact(changes, Tag::Answered) {
+            platform.log(format_args!("{RESPONSE}: {error}"));
+        }
+    }
+
+    /// Removes the answer, and looks who else asks.
+    pub(crate) fn end_conversation(&mut self, platform: &mut P, end: End) {
+        // Whoever gave up may not have asked for that: what stands there is another's.
+        if end == End::Read {
+            self.submit(platform, Request::Write(REQUEST, b""), Tag::Answered);
+        }
+        if self.conversation.close() == Closed::WasOpen {
+            self.submit(platform, Request::Remove(RESPONSE), Tag::Answered);
+        }
+        self.read_request(platform);
+    }
+
+    fn run(&mut self, platform: &mut P, command: &Command<'_>) -> Result<String, Refusal> {
+        match command {
+            Command::List => Ok(self.describe()),
+            Command::Create { name, disk } => self.create(*name, disk).map(|_| String::new()),
+            Command::Remove(name) => {
+                let id = self.idle(*name)?;
+                self.cleared.extend(self.disks.remove(id).map(|entry| entry.disk));
+                self.usage_changed = true;
+                Ok(String::new())
+            }
+            Command::Resize { name, size_bytes } => {
+                self.resize(platform, *name, sectors(*size_bytes))
+            }
+            Command::Snapshot { name, to } => self.fork(*name, *to, Access::ReadOnly),
+            Command::Clone { name, to } => self.fork(*name, *to, Access::ReadWrite),
+            Command::DiscardAll(name) => self.discard_all(*name),
+        }
+    }
+
+    pub(crate) fn named(&self, name: Name<'_>) -> Result<DiskId, Refusal> {
+        let name = name.as_str();
+        match self.disks.find(name) {
+            Some(id) => Ok(id),
+            None if self.images.get(name).is_some() => Err(Refusal::IsImage(name.into())),
+            None => Err(Refusal::Unknown(name.into())),
+        }
+    }
+
+    /// The disk of a name, if nothing hinders to change it.
+    fn idle(&self, name: Name<'_>) -> Result<DiskId, Refusal> {
+        let id = self.named(name)?;
+        self.disks.get(id).map_or(Ok(()), Entry::check_idle)?;
+        Ok(id)
+    }
+
+    /// Gives all that a disk holds back, in steps.
+    fn discard_all(&mut self, name: Name<'_>) -> Result<String, Refusal> {
+        let id = self.idle(name)?;
+        match self.disks.get_mut(id).map(|entry| (&mut entry.disk, &mut entry.work)) {
+            Some((Disk::Pages(disk), work)) => {
+                disk.discard_all(&mut self.pool, &mut Steps::new(0))?;
+                *work = Some(Work::Empty);
+                self.worked.push(id);
+                Ok(String::new())
+            }
+            Some((Disk::Null(_), _)) => Ok(String::new()),
+            _ => Err(Refusal::Unable { name: name.to_string(), verb: "be emptied" }),
+        }
+    }
+
+    fn resize(
+        &mut self,
+        platform: &mut P,
+        name: Name<'_>,
+        nr_sectors: u64,
+    ) -> Result<String, Refusal> {
+        let id = self.named(name)?;
+        let Some(entry) = self.disks.get_mut(id) else { return Ok(String::new()) };
+        let was = BlockStore::<P::Memory>::geometry(&entry.disk).nr_sectors;
+        if nr_sectors < was || entry.work.is_some() {
+            entry.check_idle()?;
+        }
+        let pages = |nr_sectors: u64| nr_sectors.div_ceil(SECTORS_PER_PAGE);
+        match &mut entry.disk {
+            Disk::Pages(disk) if nr_sectors < was => {
+                // Tried at once, so that what cannot be is said.
+                let left = disk.shrink(&mut self.pool, nr_sectors, &mut Steps::new(MAX_CLEARED))?;
+                if left == Progress::More {
+                    entry.work = Some(Work::Shrink(nr_sectors));
+                    self.worked.push(id);
+                }
+            }
+            Disk::Pages(disk) => {
+                let cap_pages = match disk.usage().cap_pages {
+                    // What could be full still can.
+                    cap if cap >= pages(was) => pages(nr_sectors),
+                    cap => cap,
+                };
+                disk.grow(&mut self.pool, nr_sectors, cap_pages)?;
+            }
+            Disk::Null(disk) => disk.resize(nr_sectors)?,
+            Disk::Image(_) => {
+                return Err(Refusal::Unable { name: name.to_string(), verb: "be resized" });
+            }
+        }
+        self.usage_changed = true;
+        self.tell_size(platform, id);
+        Ok(String::new())
+    }
+
+    /// What a person wants to know of the pool, the images and the disks.
+    fn describe(&self) -> String {
+        let mut list = format!(
+            "pool total_pages={} free_pages={} reserve_pages={}\n",
+            self.pool.nr_total(),
+            self.pool.nr_free(),
+            self.pool.nr_reserve(),
+        );
+        for (name, image) in self.images.iter() {
+            let (format, nr_sectors) = (image.format(), image.nr_sectors());
+            let _ = writeln!(list, "image name={name} format={format} sectors={nr_sectors}");
+        }
+        for entry in self.disks.iter() {
+            let geometry = BlockStore::<P::Memory>::geometry(&entry.disk);
+            let (nr_pages, cap_pages) = match &entry.disk {
+                Disk::Pages(disk) => (disk.usage().nr_pages, disk.usage().cap_pages),
+                Disk::Image(_) | Disk::Null(_) => (0, 0),
+            };
+            let _ = writeln!(
+                list,
+                "disk name={} type={} sectors={} block={} pages={} cap_pages={} base={} access={} \
+                 vbds={}",
+                entry.name.as_deref().unwrap_or("-"),
+                kind(entry),
+                geometry.nr_sectors,
+                geometry.logical.bytes(),
+                nr_pages,
+                cap_pages,
+                entry.image.as_deref().unwrap_or("-"),
+                match geometry.access {
+                    Access::ReadOnly => "ro",
+                    Access::ReadWrite => "rw",
+                },
+                Vbds(entry),
+            );
+        }
+        list
+    }
+}
+
+/// Why a conversation ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum End {
+    /// dom0 says that it has read enough.
+    Read,
+    /// It has said nothing for long.
+    GivenUp,
+}
+
+/// A disk's type, as dom0 names it.
+fn kind(entry: &Entry) -> &'static str {
+    match (&entry.disk, &entry.image) {
+        (Disk::Pages(_), None) => "ram",
+        (Disk::Pages(_), Some(_)) => "overlay",
+        (Disk::Image(_), _) => "image",
+        (Disk::Null(_), _) => "null",
+    }
+}
+
+/// Who holds a disk.
+struct Vbds<'a>(&'a Entry);
+
+impl fmt::Display for Vbds<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut before = "";
+        for key in self.0.holders() {
+            write!(f, "{before}{key}")?;
+            before = ",";
+        }
+        if before.is_empty() { f.write_str("-") } else { Ok(()) }
+    }
+}

@@ -1,0 +1,156 @@
+//! dom0's commands, as its client writes them into xenstore.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+use std::time::Duration;
+
+use sim::Lab;
+use xen_abi::DomId;
+
+const DOM0: DomId = DomId(0);
+
+fn node(lab: &Lab, name: &str) -> String {
+    format!("/local/domain/{}/data/{name}", lab.domid())
+}
+
+fn write_request(lab: &Lab, text: &str) {
+    lab.machine().xs(DOM0).write(&node(lab, "request"), text).unwrap();
+}
+
+/// What stands in the response node.
+fn response(lab: &Lab) -> Option<String> {
+    lab.machine().xs(DOM0).get(&node(lab, "response"))
+}
+
+/// Asks, and reads the first part of the answer.
+fn ask(lab: &mut Lab, text: &str) -> String {
+    write_request(lab, text);
+    lab.settle();
+    assert_eq!(lab.machine().xs(DOM0).read(&node(lab, "request")).unwrap(), "", "taken");
+    response(lab).unwrap()
+}
+
+/// Runs a command; its answer's body.
+fn run(lab: &mut Lab, command: &str) -> Result<String, String> {
+    let id = format!("t{}", lab.rng().below(u64::MAX / 2) % 1_000_000_000);
+    let answer = ask(lab, &format!("{id} {command}"));
+    let (head, body) = answer.split_once('\n').unwrap();
+    let result = match head.strip_prefix(&format!("{id} 1/1 ")) {
+        Some("ok") => Ok(body.to_string()),
+        Some("error") => Err(body.to_string()),
+        _ => panic!("{head}"),
+    };
+    write_request(lab, &format!("{id} part 0"));
+    lab.settle();
+    assert_eq!(response(lab), None, "removed when read");
+    result
+}
+
+fn lab(seed: u64) -> Lab {
+    Lab::new(seed).memory_pages(2000).module(vec![7; 1 << 20]).cmdline("disk=gold,module=0").start()
+}
+
+#[test]
+fn what_there_is_is_listed() {
+    let mut lab = lab(1);
+    let guest = lab.create_guest();
+    lab.attach(guest, "xvda", "gold,cow=home");
+    lab.attach(guest, "xvdb", "ram,size=1M,cap=64K,block=4096");
+    lab.attach(guest, "xvdc", "gold,ro");
+    assert_eq!(
+        run(&mut lab, "list").unwrap(),
+        format!(
+            "pool total_pages=1981 free_pages=1981 reserve_pages=123\n\
+             image name=gold format=raw sectors=2048\n\
+             disk name=home type=overlay sectors=2048 block=512 pages=0 cap_pages=256 base=gold \
+             access=rw vbds={guest}/51712\n\
+             disk name=- type=ram sectors=2048 block=4096 pages=0 cap_pages=16 base=- access=rw \
+             vbds={guest}/51728\n\
+             disk name=- type=image sectors=2048 block=512 pages=0 cap_pages=0 base=- access=ro \
+             vbds={guest}/51744\n"
+        )
+    );
+}
+
+#[test]
+fn disks_are_made_grown_forked_and_dropped() {
+    let mut lab = lab(2);
+    assert_eq!(run(&mut lab, "create d ram,size=1M"), Ok(String::new()));
+    assert_eq!(
+        run(&mut lab, "create d null,size=1M"),
+        Err("there is a disk or an image called d already".into())
+    );
+    let guest = lab.create_guest();
+    let disk = lab.attach(guest, "xvda", "d");
+    lab.connect(disk);
+    lab.random_io(disk, 100);
+    let in_use = Err(format!("d is in use: vbd {guest}/51712 holds it"));
+    assert_eq!(run(&mut lab, "remove d"), in_use);
+    assert_eq!(run(&mut lab, "discard-all d"), in_use);
+    assert_eq!(run(&mut lab, "resize d 512K"), in_use);
+    assert_eq!(run(&mut lab, "snapshot d then"), Ok(String::new()));
+    assert_eq!(run(&mut lab, "clone d twin"), Ok(String::new()));
+    assert_eq!(run(&mut lab, "resize d 2M"), Ok(String::new()));
+    let sectors = format!("{}/sectors", disk.backend_path());
+    assert_eq!(lab.machine().xs(DOM0).read(&sectors).unwrap(), "4096");
+    lab.random_io(disk, 100);
+    lab.detach(disk);
+    assert_eq!(run(&mut lab, "resize twin 512K"), Ok(String::new()));
+    for name in ["then", "twin"] {
+        let disk = lab.attach(guest, "xvdb", &format!("{name},ro"));
+        lab.detach(disk);
+    }
+    assert_eq!(run(&mut lab, "discard-all d"), Ok(String::new()));
+    for name in ["d", "then", "twin"] {
+        assert_eq!(run(&mut lab, &format!("remove {name}")), Ok(String::new()));
+    }
+    lab.settle();
+    let list = run(&mut lab, "list").unwrap();
+    assert!(list.starts_with("pool total_pages=1981 free_pages=1981 "), "{list}");
+    assert!(!list.contains("disk "), "{list}");
+    assert_eq!(run(&mut lab, "remove gold"), Err("gold is an image: it stays as it is".into()));
+    assert_eq!(run(&mut lab, "remove d"), Err("there is no disk or image called d".into()));
+    assert_eq!(run(&mut lab, "destroy d").unwrap_err().split(':').next(), Some("`destroy`"));
+}
+
+#[test]
+fn a_second_client_waits_for_the_first() {
+    let mut lab = lab(3);
+    let answer = ask(&mut lab, "first list");
+    assert!(answer.starts_with("first 1/1 ok\n"), "{answer}");
+    write_request(&lab, "second create d ram,size=1M");
+    lab.settle();
+    // It stands there until the first has read.
+    assert_eq!(response(&lab), Some(answer.clone()));
+    write_request(&lab, "first part 0");
+    lab.settle();
+    assert_eq!(response(&lab), None);
+    assert_eq!(ask(&mut lab, "second create d ram,size=1M"), "second 1/1 ok\n");
+    // Whoever does not read does not hold the others up for ever.
+    write_request(&lab, "third remove d");
+    lab.run_for(Duration::from_secs(9));
+    assert!(response(&lab).unwrap().starts_with("second "));
+    lab.run_for(Duration::from_secs(2));
+    assert_eq!(response(&lab).unwrap(), "third 1/1 ok\n");
+}
+
+#[test]
+fn nothing_is_run_twice() {
+    let mut lab = lab(4);
+    for _ in 0..3 {
+        assert_eq!(ask(&mut lab, "same create d ram,size=1M"), "same 1/1 ok\n");
+    }
+}
+
+#[test]
+fn nonsense_is_named_and_forgotten() {
+    let mut lab = lab(5);
+    write_request(&lab, "not/an/id list");
+    lab.settle();
+    assert_eq!(response(&lab), None);
+    assert_eq!(
+        lab.machine().console().last().unwrap(),
+        "data/request: `not/an/id`: not an id, expected 1 to 16 of A-Z a-z 0-9 -"
+    );
+    assert!(run(&mut lab, "list").is_ok());
+}
