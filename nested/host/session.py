@@ -13,7 +13,7 @@ from .roots import CACHE, REPOSITORY, Boot
 
 LOGS = CACHE / "logs"
 GRANARY_IMAGE = REPOSITORY / "target" / "granary"
-PARTS = ["nested", "images"]
+PARTS = ["nested", "images", "scripts"]
 
 # A hang guard in seconds without any event. It is for a machine that is stuck as a whole: dom0's
 # runner guards each scenario by its own clock, which is not this one (qemu.CLOCKS).
