@@ -280,6 +280,21 @@ class Answers(GranaryctlTest):
         self.store.changed = look
         self.assertEqual(self.ctl("list"), (3, "", "the answer was removed before all of it was read"))
 
+    def test_a_client_that_was_given_up_leaves_the_next_one_alone(self):
+        self.domain._answers["list"] = ("ok", MANY)
+        with granaryctl.Xenstore(granaryctl.Deadline(20)) as store:
+            control = granaryctl.Control(store, 5)
+            wait_for_part = control._part
+
+            def slowly(*which):
+                part = wait_for_part(*which)
+                self.store.nodes |= {RESPONSE: b"other 1/2 ok\n", REQUEST: b"other part 2"}
+                return part
+
+            with mock.patch.object(control, "_part", slowly), self.assertRaisesRegex(granaryctl.Unreachable, granaryctl.REMOVED):
+                control.run("list")
+        self.assertEqual(self.store.nodes[REQUEST], b"other part 2")
+
     def test_an_answer_that_cannot_be_read(self):
         self.store.changed = lambda: self.store.write(RESPONSE, b"hello")
         self.assertTrue(self.ctl("list")[2].startswith("the answer cannot be read: b'hello'; "))
