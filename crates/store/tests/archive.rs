@@ -33,10 +33,10 @@ fn trailer() -> Vec<u8> {
     member("TRAILER!!!", 0, b"", 1)
 }
 
-/// The paths and bytes of the files in an archive that lies at an odd place, and how it ends.
 /// Files by their paths, and how the archive ends.
 type Content = (Vec<(String, Vec<u8>)>, Result<(), ArchiveError>);
 
+/// What an archive that lies at an odd place holds.
 fn read(archive: &[u8]) -> Content {
     let (pool, files) = memory(64, &[archive], 7);
     let mut found = Vec::new();
