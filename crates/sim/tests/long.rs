@@ -1,6 +1,6 @@
 //! Whole histories of a host, each out of one seed, with everything on at once: two guests of any
-//! kind of frontend, a hostile one, failing copies and maps, transactions that conflict, disks that
-//! come and go. Every answer and every byte read is checked against a model.
+//! kind of frontend, a hostile one, failing copies and maps, transactions that conflict, disks over
+//! zeroes and over an image that come, grow and go. Every answer and every byte read is checked against a model.
 //!
 //! A plain `cargo test` runs 20 of them, short. All of it, on two threads:
 //!
@@ -21,7 +21,7 @@ use blkback::Terms;
 use blkif::Abi;
 use sim::toolstack::{Detach, Device, DiskSpec};
 use sim::xenstored::{DuplicateEvents, Errno};
-use sim::{Expect, FrontendConfig, Lab, seeds};
+use sim::{Expect, FrontendConfig, Lab, Model, seeds};
 use xen_abi::{DomId, GntStatus, XenbusState};
 
 const NR_THREADS: usize = 2;
@@ -39,6 +39,8 @@ struct Tally {
     hostile: u64,
     /// Copies, maps, unmaps and commits that were made to fail.
     faults: u64,
+    /// Disks that were made larger while they were used.
+    grown: u64,
 }
 
 impl AddAssign for Tally {
@@ -48,6 +50,7 @@ impl AddAssign for Tally {
         self.failed += other.failed;
         self.hostile += other.hostile;
         self.faults += other.faults;
+        self.grown += other.grown;
     }
 }
 
@@ -79,8 +82,19 @@ fn any_history_keeps_every_disk_as_its_model() {
     assert_eq!(sum.okay + sum.failed, sum.nr_seeds * nr_requests, "answers");
 }
 
+/// A disk over the image that the loader brought.
+const OVERLAY: &str = "gold,cow";
+
+/// An image of an odd number of sectors, no two of them alike.
+fn image(rng: &mut sim::Rng) -> Vec<u8> {
+    let nr_sectors = rng.between(100, 3000);
+    (0..nr_sectors).flat_map(|sector| (sector | 1 << 40).to_le_bytes().repeat(64)).collect()
+}
+
 struct History {
     lab: Lab,
+    /// What `gold` holds.
+    image: Vec<u8>,
     guests: [DomId; 2],
     /// The disks of those, and where they are.
     disks: Vec<(DiskSpec, Device)>,
@@ -101,7 +115,10 @@ impl History {
             pick(&[0, 8, 32, 128]),
             pick(&[0, 8, 64, 1056]),
         );
-        let mut lab = Lab::new(seed).memory_pages(memory_pages).cmdline(&command_line).start();
+        let image = image(&mut rng);
+        let command_line = format!("disk=gold,module=0 {command_line}");
+        let lab = Lab::new(seed).memory_pages(memory_pages).module(image.clone());
+        let mut lab = lab.cmdline(&command_line).start();
         if lab.rng().one_in(2) {
             lab.machine().xenstored().duplicates = DuplicateEvents::Drop;
         }
@@ -109,7 +126,7 @@ impl History {
         let guests = [lab.create_guest(), lab.create_guest()];
         let hostile = lab.create_guest();
         let tally = Tally { nr_seeds: 1, ..Tally::default() };
-        Self { lab, guests, disks: Vec::new(), hostile, attacked: Vec::new(), tally }
+        Self { lab, image, guests, disks: Vec::new(), hostile, attacked: Vec::new(), tally }
     }
 
     fn run(mut self, nr_requests: u64) -> Tally {
@@ -146,7 +163,11 @@ impl History {
         let rng = self.lab.rng();
         let block = [512, 512, 4096][rng.index(3)];
         let size = ["64K", "256K", "1M", "2M"][rng.index(4)];
-        let mut spec = DiskSpec::new(vdev, &format!("ram,size={size},block={block}"));
+        let target = match rng.index(4) {
+            0 => OVERLAY.into(),
+            _ => format!("ram,size={size},block={block}"),
+        };
+        let mut spec = DiskSpec::new(vdev, &target);
         if rng.one_in(8) {
             spec = spec.read_only();
         }
@@ -154,14 +175,31 @@ impl History {
             spec.discard_enable = Some("0");
         }
         let device = self.lab.try_attach(guest, &spec).unwrap();
-        self.connect(device);
+        self.connect(&spec, device);
         self.disks.push((spec, device));
     }
 
-    fn connect(&mut self, device: Device) {
+    fn connect(&mut self, spec: &DiskSpec, device: Device) {
+        let model = (spec.target == OVERLAY).then(|| Model::overlay(self.image.clone()));
         let abi = self.abi();
         let config = FrontendConfig::random(abi, self.lab.rng());
-        self.lab.connect_as(device, config);
+        self.lab.add_frontend(device, config, model);
+        self.lab.run_until("the connection", |lab| {
+            device.backend_state(lab.machine()) == Some(XenbusState::Connected)
+        });
+    }
+
+    /// Makes a disk larger while it is used, as far as the pool has room for it.
+    fn grow(&mut self) {
+        let chosen = self.lab.rng().index(self.disks.len());
+        let (spec, device) = &mut self.disks[chosen];
+        let sizes = ["64K", "256K", "1M", "2M", "4M"];
+        let is_of = |size: &&str| spec.target.starts_with(&format!("ram,size={size},"));
+        let Some(at) = sizes[..4].iter().position(is_of) else { return };
+        spec.target = spec.target.replace(sizes[at], sizes[at + 1]);
+        let params = format!("{}/params", device.backend_path());
+        self.lab.machine().xs(DomId(0)).write(&params, &spec.target).unwrap();
+        self.tally.grown += 1;
     }
 
     /// Lets the frontends make so many requests, while copies and maps fail now and then.
@@ -177,6 +215,10 @@ impl History {
         for (n, &(_, device)) in (0..).zip(&self.disks) {
             let nr = nr_requests / nr_disks + u64::from(n < nr_requests % nr_disks);
             self.lab.frontend(device).want(nr);
+        }
+        if self.lab.rng().one_in(2) {
+            self.lab.run_for(Duration::from_micros(100));
+            self.grow();
         }
         let disks: Vec<Device> = self.disks.iter().map(|&(_, device)| device).collect();
         self.lab.run_until("the answers", |lab| disks.iter().all(|&disk| lab.is_drained(disk)));
@@ -197,7 +239,7 @@ impl History {
         self.count(device);
         self.lab.detach(device);
         assert_eq!(self.lab.try_attach(device.frontend, &spec), Ok(device));
-        self.connect(device);
+        self.connect(&spec, device);
     }
 
     /// A frontend closes, and another kind of frontend connects: the disk is the same one.
@@ -207,7 +249,7 @@ impl History {
         self.count(device);
         self.lab.frontend(device).close();
         self.lab.run_until("the close", |lab| lab.is_closed(device));
-        let model = self.lab.frontend(device).model().cloned();
+        let mut model = self.lab.frontend(device).model().cloned();
         let (path, xs) = (device.frontend_path(), self.lab.machine().xs(device.frontend));
         for key in Terms::KEYS {
             let _ = xs.rm(&format!("{path}/{key}"));
@@ -215,6 +257,12 @@ impl History {
         assert_eq!(xs.write(&format!("{path}/state"), "1"), Ok(()));
         let in_state = |lab: &Lab, state| device.backend_state(lab.machine()) == Some(state);
         self.lab.run_until("InitWait", |lab| in_state(lab, XenbusState::InitWait));
+        // It may have been made larger too late for the frontend that closed.
+        let sectors = format!("{}/sectors", device.backend_path());
+        let nr_sectors = self.lab.machine().xs(device.frontend).number(&sectors).unwrap();
+        if let Some(model) = &mut model {
+            model.resize(nr_sectors);
+        }
         let abi = self.abi();
         let config = FrontendConfig::random(abi, self.lab.rng());
         self.lab.add_frontend(device, config, model);
