@@ -54,6 +54,8 @@ pub struct PagePool<M> {
     nr_reserve: u64,
     /// Open reads. While there are any, a frame that nobody refers to waits in limbo.
     nr_reads: u32,
+    /// How often the last open read was ended.
+    read_epoch: u64,
     limbo: Limbo,
     /// Frames in limbo that are to be erased.
     doomed: Limbo,
@@ -119,6 +121,7 @@ impl<M: FrameMemory> PagePool<M> {
             nr_total,
             nr_reserve,
             nr_reads: 0,
+            read_epoch: 0,
             limbo: Limbo::EMPTY,
             doomed: Limbo::EMPTY,
             zero,
@@ -285,6 +288,12 @@ impl<M: FrameMemory> PagePool<M> {
         self.limbo.nr + self.doomed.nr
     }
 
+    /// A number that is another one when the last open read has been ended: what an open read was
+    /// told of in this epoch must stay as it is in it.
+    pub(crate) const fn read_epoch(&self) -> u64 {
+        self.read_epoch
+    }
+
     /// Begins a read: from now on until [`end_read`](Self::end_read), a page that is released keeps
     /// its bytes.
     pub const fn begin_read(&mut self) -> OpenRead {
@@ -301,6 +310,7 @@ impl<M: FrameMemory> PagePool<M> {
         if self.nr_reads > 0 {
             return;
         }
+        self.read_epoch += 1;
         if self.doomed.nr > 0 {
             self.erase_doomed();
         }

@@ -172,6 +172,7 @@ fn qcow2_of_every_option() {
     }
     options.push((65536, "extended_l2=on,preallocation=metadata".into()));
     options.push((65536, "lazy_refcounts=on".into()));
+    // As long as nothing is compressed, it is not needed.
     options.push((65536, "compression_type=zstd".into()));
     for bits in [1, 8, 64] {
         options.push((65536, format!("refcount_bits={bits}")));
@@ -182,6 +183,54 @@ fn qcow2_of_every_option() {
         folder.check(&["disk.qcow2"], "qcow2");
         folder.qemu_io("qcow2", "disk.qcow2", &changes(SIZE as u64, cluster, &mut rng));
         folder.check(&["disk.qcow2"], "qcow2");
+    }
+}
+
+#[test]
+fn compressed_qcow2() {
+    let folder = Folder::new("compressed");
+    let mut rng = Rng::new(7);
+    for options in [
+        "compat=0.10",
+        "cluster_size=512",
+        "cluster_size=2k",
+        "cluster_size=4k",
+        "cluster_size=32k",
+        "cluster_size=64k",
+        "cluster_size=2M",
+        "extended_l2=on,cluster_size=16k",
+    ] {
+        folder.write("source", &contents(SIZE, &mut rng));
+        folder.qemu_img(&format!("convert -c -f raw -O qcow2 -o {options} source disk.qcow2"));
+        folder.check(&["disk.qcow2"], "qcow2");
+        // Some clusters of each kind.
+        folder.qemu_io("qcow2", "disk.qcow2", &changes(SIZE as u64, 65536, &mut rng)[..6]);
+        folder.check(&["disk.qcow2"], "qcow2");
+    }
+}
+
+#[test]
+fn compressed_qcow2_over_one_another() {
+    let folder = Folder::new("compressed-chain");
+    let mut rng = Rng::new(8);
+    folder.write("base.img", &contents(SIZE, &mut rng));
+    folder.qemu_img("convert -c -f raw -O qcow2 -o cluster_size=64k base.img one");
+    let mut names = vec!["one"];
+    for (name, cluster) in [("two", 1024), ("three", 4096), ("four", 512)] {
+        let below = names[0];
+        folder.qemu_img(&format!(
+            "create -f qcow2 -F qcow2 -b {below} -o cluster_size={cluster} {name}"
+        ));
+        // None twice, which QEMU refuses.
+        let writes: Vec<String> = (0..40)
+            .map(|n| {
+                let at = n * 24_576 + rng.below(24_576 / cluster) * cluster;
+                format!("write -c -P {} {at} {cluster}", rng.below(256))
+            })
+            .collect();
+        folder.qemu_io("qcow2", name, &writes);
+        names.insert(0, name);
+        folder.check(&names, "qcow2");
     }
 }
 

@@ -5,11 +5,14 @@
 //!
 //! A format is a map from bytes of the disk to a [`Source`]; the walk from an image to its parents,
 //! and what becomes of a source, is the same for all of them and stands here. [`Images`] finds the
-//! formats and joins images to their parents.
+//! formats and joins images to their parents. What is compressed is unpacked into a cache of a fixed
+//! size.
 
 mod archive;
+mod cache;
 mod error;
 mod file;
+mod inflate;
 mod qcow2;
 mod regions;
 mod set;
@@ -17,10 +20,13 @@ mod vhd;
 
 use alloc::rc::Rc;
 use core::fmt;
+use core::ops::Range;
+
+use xen_abi::PAGE_SIZE;
 
 use crate::block_store::{BlockStore, Extent, ExtentSink, OpenRead, StoreError};
 use crate::geometry::{Access, BlockSize, Geometry, SECTOR_SIZE, SectorRange};
-use crate::memory::FrameMemory;
+use crate::memory::{FrameAddr, FrameMemory};
 use crate::pool::PagePool;
 
 pub use archive::{Archive, ArchiveError, Member};
@@ -28,7 +34,8 @@ pub use error::ImageError;
 pub use file::ImageFile;
 pub use set::{ImageSource, Images, MAX_PARENTS, RefusedImage};
 
-use qcow2::Qcow2;
+use cache::{CacheOf, Cluster};
+use qcow2::{Compressed, Qcow2};
 use vhd::Vhd;
 
 /// How a file holds a disk.
@@ -60,6 +67,8 @@ pub struct Image {
     map: Map,
     /// Has what this one has not.
     parent: Option<Rc<Image>>,
+    /// Where it has compressed clusters.
+    cache: Option<CacheOf>,
 }
 
 /// Where the bytes of a disk are, by its format.
@@ -86,6 +95,14 @@ enum Source {
     Zero,
     /// The parent has them; without one they are zeroes.
     Parent,
+    /// In the file, compressed.
+    Compressed {
+        packed: Compressed,
+        /// The cluster's first byte on the disk.
+        offset: u64,
+        /// Its length when it is unpacked.
+        cluster_bytes: usize,
+    },
 }
 
 impl Image {
@@ -93,13 +110,21 @@ impl Image {
     /// zeroes.
     #[must_use]
     pub const fn raw(file: ImageFile) -> Self {
-        Self { file, size_bytes: file.len_bytes, map: Map::Raw, parent: None }
+        Self { file, size_bytes: file.len_bytes, map: Map::Raw, parent: None, cache: None }
     }
 
     /// Capacity in sectors.
     #[must_use]
     pub const fn nr_sectors(&self) -> u64 {
         self.size_bytes.div_ceil(SECTOR_SIZE as u64)
+    }
+
+    /// The length of its compressed clusters when they are unpacked; `None` where it has none.
+    fn compressed_bytes(&self) -> Option<usize> {
+        match &self.map {
+            Map::Raw | Map::Vhd(_) => None,
+            Map::Qcow2(qcow2) => qcow2.compressed_bytes(),
+        }
     }
 
     /// How many images it stands on, one over the other.
@@ -118,34 +143,76 @@ impl Image {
     }
 
     /// Hands the extents of `len_bytes` bytes from byte `offset` on to `sink`; they stay as they
-    /// are as long as the read is open that was begun before. What is past the image's end reads
-    /// as zeroes.
+    /// are as long as the read is open that was begun before, or else until this returns. What is
+    /// past the image's end reads as zeroes.
     ///
     /// # Errors
-    /// [`StoreError::Damaged`]; what `sink` got is void.
+    /// [`StoreError::Damaged`], or [`StoreError::Busy`] where open reads hold what it needs to
+    /// unpack; what `sink` got is void.
     pub(crate) fn read<M: FrameMemory>(
         &self,
         pool: &mut PagePool<M>,
-        mut offset: u64,
+        offset: u64,
         len_bytes: usize,
         sink: &mut impl ExtentSink,
     ) -> Result<(), StoreError> {
+        let open = pool.begin_read();
         let mut joined = Joined { sink, last: None };
-        let mut left = len_bytes as u64;
+        let result = self.name_extents(pool, offset, len_bytes as u64, &mut joined);
+        joined.end();
+        pool.end_read(open);
+        result
+    }
+
+    fn name_extents<M: FrameMemory, S: ExtentSink>(
+        &self,
+        pool: &mut PagePool<M>,
+        mut offset: u64,
+        mut left: u64,
+        sink: &mut Joined<'_, S>,
+    ) -> Result<(), StoreError> {
         while left > 0 {
             let (image, run) = self.find(pool.memory(), offset, left)?;
-            // No more than `len_bytes`.
-            let len_bytes = usize::try_from(run.len_bytes).unwrap_or(usize::MAX);
+            let end = offset.saturating_add(run.len_bytes);
             match run.source {
-                Source::File(at) => {
-                    joined.extent(Extent::Frames { at: image.file.addr(at), len_bytes });
+                Source::File(at) => sink.frames(image.file.addr(at), run.len_bytes),
+                Source::Zero | Source::Parent => sink.zero(run.len_bytes),
+                Source::Compressed { packed, offset: first, cluster_bytes } => {
+                    let file = &image.file;
+                    let cluster = Cluster {
+                        file,
+                        compressed: packed,
+                        offset: first,
+                        len_bytes: cluster_bytes,
+                    };
+                    image.unpack(pool, &cluster, offset..end, sink)?;
                 }
-                Source::Zero | Source::Parent => joined.extent(Extent::Zero { len_bytes }),
             }
-            offset = offset.saturating_add(run.len_bytes);
+            offset = end;
             left -= run.len_bytes;
         }
-        joined.end();
+        Ok(())
+    }
+
+    /// Hands the extents of bytes of a compressed cluster to `sink`.
+    fn unpack<M: FrameMemory, S: ExtentSink>(
+        &self,
+        pool: &mut PagePool<M>,
+        cluster: &Cluster<'_>,
+        bytes: Range<u64>,
+        sink: &mut Joined<'_, S>,
+    ) -> Result<(), StoreError> {
+        let damaged = StoreError::Damaged { at: cluster.compressed.at };
+        let cache = self.cache.as_ref().ok_or(damaged)?;
+        let page_bytes = PAGE_SIZE as u64;
+        let mut at = bytes.start;
+        while at < bytes.end {
+            let number = at / page_bytes;
+            let end = bytes.end.min((number + 1) * page_bytes);
+            let page = FrameAddr::start_of(cache.page(pool, cluster, number, &bytes)?);
+            sink.frames(page.after(to_usize(at % page_bytes)), end - at);
+            at = end;
+        }
         Ok(())
     }
 
@@ -200,20 +267,27 @@ struct Joined<'a, S> {
 }
 
 impl<S: ExtentSink> Joined<'_, S> {
-    fn extent(&mut self, extent: Extent) {
-        match (&mut self.last, extent) {
-            (
-                Some(Extent::Frames { at, len_bytes }),
-                Extent::Frames { at: next, len_bytes: more },
-            ) if at.after(*len_bytes) == next => *len_bytes += more,
-            (Some(Extent::Zero { len_bytes }), Extent::Zero { len_bytes: more }) => {
+    fn frames(&mut self, at: FrameAddr, len_bytes: u64) {
+        let more = to_usize(len_bytes);
+        match &mut self.last {
+            Some(Extent::Frames { at: first, len_bytes }) if first.after(*len_bytes) == at => {
                 *len_bytes += more;
             }
-            _ => {
-                if let Some(last) = self.last.replace(extent) {
-                    self.sink.extent(last);
-                }
-            }
+            _ => self.next(Extent::Frames { at, len_bytes: more }),
+        }
+    }
+
+    fn zero(&mut self, len_bytes: u64) {
+        let more = to_usize(len_bytes);
+        match &mut self.last {
+            Some(Extent::Zero { len_bytes }) => *len_bytes += more,
+            _ => self.next(Extent::Zero { len_bytes: more }),
+        }
+    }
+
+    fn next(&mut self, extent: Extent) {
+        if let Some(last) = self.last.replace(extent) {
+            self.sink.extent(last);
         }
     }
 
@@ -222,6 +296,11 @@ impl<S: ExtentSink> Joined<'_, S> {
             self.sink.extent(last);
         }
     }
+}
+
+/// A length or a place in a request, which moves no more than a `usize` counts.
+fn to_usize(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
 /// An image as a disk of its own.
@@ -257,8 +336,7 @@ impl<M: FrameMemory> BlockStore<M> for ImageDisk {
     ) -> Result<OpenRead, StoreError> {
         let read = pool.begin_read();
         let bytes = SECTOR_SIZE as u64;
-        // A request moves no more than a `usize` counts.
-        let len_bytes = usize::try_from(range.nr() * bytes).unwrap_or(usize::MAX);
+        let len_bytes = to_usize(range.nr() * bytes);
         match self.image.read(pool, range.first() * bytes, len_bytes, sink) {
             Ok(()) => Ok(read),
             Err(error) => {

@@ -4,6 +4,9 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
+use xen_abi::PAGE_SIZE;
+
+use crate::image::cache::{CacheOf, Demand};
 use crate::image::qcow2::{self, Qcow2};
 use crate::image::vhd::{self, UniqueId, Vhd};
 use crate::image::{Image, ImageError, ImageFile, ImageFormat, Map};
@@ -70,13 +73,16 @@ struct Opened {
 impl Images {
     /// Opens files as images, in any order. One that is refused is in [`refused`](Self::refused).
     /// Takes time in proportion to what the formats say of where the data is, none for the data.
+    ///
+    /// Where there are compressed clusters, as many pages of the pool are set aside as a read of
+    /// `max_request_bytes` bytes can take, and one cluster more. A longer read may be busy for
+    /// ever.
     #[must_use]
     pub fn load<M: FrameMemory>(
         pool: &mut PagePool<M>,
         sources: Vec<ImageSource>,
         max_request_bytes: usize,
     ) -> Self {
-        let _ = max_request_bytes;
         let mut images = Self::default();
         let mut pending: Vec<Opened> = Vec::new();
         for ImageSource { name, file, format } in sources {
@@ -90,6 +96,7 @@ impl Images {
                 Err(error) => images.refused.push(RefusedImage { name, error }),
             }
         }
+        let pending = images.give_cache(pool, pending, max_request_bytes);
         images.join(pending);
         images
     }
@@ -109,6 +116,36 @@ impl Images {
     #[must_use]
     pub fn refused(&self) -> &[RefusedImage] {
         &self.refused
+    }
+
+    /// Gives the images that have compressed clusters a cache, and refuses them where there is no
+    /// room for it.
+    fn give_cache<M: FrameMemory>(
+        &mut self,
+        pool: &mut PagePool<M>,
+        opened: Vec<Opened>,
+        request_bytes: usize,
+    ) -> Vec<Opened> {
+        let compressed = || opened.iter().filter_map(|opened| opened.image.compressed_bytes());
+        let Some(cluster_bytes) = compressed().max() else { return opened };
+        let nr_small = compressed().filter(|bytes| *bytes < PAGE_SIZE).count();
+        let demand = Demand { request_bytes, cluster_bytes, nr_small };
+        let cache = CacheOf::new(pool, demand);
+        let mut good = Vec::new();
+        for (number, mut opened) in (0..).zip(opened) {
+            if opened.image.compressed_bytes().is_some() {
+                match &cache {
+                    Ok(cache) => opened.image.cache = Some(cache.for_image(number)),
+                    Err(error) => {
+                        let error = error.clone();
+                        self.refused.push(RefusedImage { name: opened.name, error });
+                        continue;
+                    }
+                }
+            }
+            good.push(opened);
+        }
+        good
     }
 
     /// Joins images to their parents. Each round takes those whose parents are settled; what is
@@ -205,7 +242,7 @@ fn open<M: FrameMemory>(
     if size_bytes == 0 {
         return Err(ImageError::Empty);
     }
-    Ok((Image { file: *file, size_bytes, map, parent: None }, parent))
+    Ok((Image { file: *file, size_bytes, map, parent: None, cache: None }, parent))
 }
 
 fn find_format<M: FrameMemory>(memory: &M, file: &ImageFile) -> ImageFormat {

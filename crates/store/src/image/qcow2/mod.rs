@@ -6,6 +6,8 @@
 
 mod tables;
 
+pub(crate) use tables::Compressed;
+
 use alloc::string::{String, ToString};
 use alloc::vec;
 
@@ -44,6 +46,7 @@ pub(crate) struct Qcow2 {
     version: Version,
     entries: Entries,
     compression: Compression,
+    clusters: Clusters,
     /// log2 of the size of a cluster in bytes, 9 to 21.
     cluster_bits: u32,
     /// First byte of the L1 table.
@@ -70,6 +73,15 @@ enum Entries {
 enum Compression {
     Deflate,
     Zstd,
+}
+
+/// What is among the clusters that the disk needs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Clusters {
+    /// None that is compressed.
+    Plain,
+    /// Some that are.
+    Compressed,
 }
 
 impl Qcow2 {
@@ -101,6 +113,7 @@ impl Qcow2 {
             version,
             entries: Entries::Standard,
             compression: Compression::Deflate,
+            clusters: Clusters::Plain,
             cluster_bits,
             l1_at: be_u64(&header, 40),
         };
@@ -119,7 +132,7 @@ impl Qcow2 {
             }
         };
         let parent = qcow2.parent(memory, file, &header, header_bytes)?;
-        qcow2.check_tables(memory, file, be_u32(&header, 36).into())?;
+        qcow2.clusters = qcow2.check_tables(memory, file, be_u32(&header, 36).into())?;
         Ok((qcow2, parent))
     }
 
@@ -223,6 +236,12 @@ impl Qcow2 {
             at += u64::from(len_bytes).next_multiple_of(8);
         }
         Ok(None)
+    }
+
+    /// The length of its compressed clusters when they are unpacked; `None` where it has none.
+    pub(crate) fn compressed_bytes(&self) -> Option<usize> {
+        // 2 MiB at most.
+        (self.clusters == Clusters::Compressed).then_some(1 << self.cluster_bits)
     }
 
     const fn cluster_bytes(&self) -> u64 {

@@ -6,7 +6,7 @@ use crate::image::regions::Regions;
 use crate::image::{ImageError, ImageFile, Run, Source};
 use crate::memory::FrameMemory;
 
-use super::{Compression, Entries, Qcow2, Version};
+use super::{Clusters, Compression, Entries, Qcow2, Version};
 
 /// Bits 9 to 55 of an entry: a place in the file.
 const PLACE: u64 = 0x00ff_ffff_ffff_fe00;
@@ -93,13 +93,13 @@ impl Qcow2 {
     }
 
     /// Checks every entry that the disk needs, of L1 with `nr_l1` entries and of the L2 tables, and
-    /// that no two tables overlap.
+    /// that no two tables overlap. Says what clusters there are.
     pub(super) fn check_tables<M: FrameMemory>(
         &self,
         memory: &M,
         file: &ImageFile,
         nr_l1: u64,
-    ) -> Result<(), ImageError> {
+    ) -> Result<Clusters, ImageError> {
         let past_l1 = |past: PastEnd| past.of("the L1 table");
         let needed = self.size_bytes.div_ceil(self.table_covers());
         if nr_l1 < needed {
@@ -133,14 +133,18 @@ impl Qcow2 {
         }
         // Before the rest, whose time the length of the file then bounds.
         tables.check()?;
+        let mut clusters = Clusters::Plain;
         for index in 0..needed {
             let at = self.l1_at + index * L1_ENTRY_BYTES;
             let table_at = file.u64(memory, at).map_err(past_l1)? & PLACE;
             if table_at != 0 {
-                self.check_table(memory, file, table_at, index * self.table_covers())?;
+                let first = index * self.table_covers();
+                if self.check_table(memory, file, table_at, first)? == Clusters::Compressed {
+                    clusters = Clusters::Compressed;
+                }
             }
         }
-        Ok(())
+        Ok(clusters)
     }
 
     /// Checks the entries of the L2 table at `table_at`, whose first cluster is at byte `first` of
@@ -151,12 +155,13 @@ impl Qcow2 {
         file: &ImageFile,
         table_at: u64,
         first: u64,
-    ) -> Result<(), ImageError> {
+    ) -> Result<Clusters, ImageError> {
         let covered = self.table_covers().min(self.size_bytes - first);
         let end = table_at + covered.div_ceil(self.cluster_bytes()) * self.entries.bytes();
         let mut chunk = [0; CHUNK_BYTES];
         let mut at = table_at;
         let mut offset = first;
+        let mut clusters = Clusters::Plain;
         while at < end {
             file.read(memory, at, &mut chunk).map_err(|past| past.of("an L2 table"))?;
             let entry_bytes = usize::try_from(self.entries.bytes()).unwrap_or(CHUNK_BYTES);
@@ -167,12 +172,15 @@ impl Qcow2 {
                 let word = be_u64(entry, 0);
                 let bits = if entry_bytes > 8 { be_u64(entry, 8) } else { 0 };
                 let needed = self.cluster_bytes().min(self.size_bytes - offset);
-                self.check_entry(file, at, (word, bits), needed)?;
+                let entry = self.check_entry(file, at, (word, bits), needed)?;
+                if matches!(entry, Entry::Compressed(_)) {
+                    clusters = Clusters::Compressed;
+                }
                 at += self.entries.bytes();
                 offset = offset.saturating_add(self.cluster_bytes());
             }
         }
-        Ok(())
+        Ok(clusters)
     }
 
     /// Checks the entry at byte `at` of the file, of whose cluster the disk needs `needed` bytes.
@@ -182,7 +190,7 @@ impl Qcow2 {
         at: u64,
         (word, bits): (u64, u64),
         needed: u64,
-    ) -> Result<(), ImageError> {
+    ) -> Result<Entry, ImageError> {
         let entry = self.entry(word, bits).map_err(|fault| match fault {
             Fault::Reserved => ImageError::Reserved { what: "an L2 entry", at, value: word },
             Fault::Unaligned { at } => self.unaligned("a cluster", at),
@@ -190,26 +198,22 @@ impl Qcow2 {
                 ImageError::Reserved { what: "the subclusters of an L2 entry", at, value: bits }
             }
         })?;
-        let past_end = |past: PastEnd| past.of("a cluster");
-        match entry {
+        let part = match entry {
             Entry::Absent | Entry::Zero => Ok(()),
-            Entry::Data(at) => file.check(at, needed).map_err(past_end),
+            Entry::Data(at) => file.check(at, needed),
             Entry::Subclusters(Subclusters { at, data, .. }) => {
                 // A writer need not have made the file longer than its last subcluster.
                 let nr = u64::from(u32::BITS - data.leading_zeros());
-                file.check(at, needed.min(nr * self.subcluster_bytes())).map_err(past_end)
+                file.check(at, needed.min(nr * self.subcluster_bytes()))
             }
-            Entry::Compressed(compressed) => match self.compression {
-                Compression::Zstd => {
-                    Err(ImageError::Unsupported { what: "clusters compressed with zstd" })
-                }
-                Compression::Deflate => {
-                    // Its length is in whole sectors, of which the file may end in the last.
-                    file.check(compressed.at, 1).map_err(|past| past.of("a compressed cluster"))?;
-                    Err(ImageError::Unsupported { what: "compressed clusters" })
-                }
-            },
-        }
+            Entry::Compressed(_) if self.compression == Compression::Zstd => {
+                return Err(ImageError::Unsupported { what: "clusters compressed with zstd" });
+            }
+            // Its length is in whole sectors, and the file may end within the last.
+            Entry::Compressed(Compressed { at, .. }) => file.check(at, 1),
+        };
+        part.map_err(|past| past.of("a cluster"))?;
+        Ok(entry)
     }
 
     /// What an entry of L2 says.
@@ -292,7 +296,10 @@ impl Qcow2 {
                 len_bytes = len_bytes.min(end - within);
                 source
             }
-            Entry::Compressed(_) => return Err(StoreError::Damaged { at }),
+            Entry::Compressed(packed) => {
+                let cluster_bytes = 1 << self.cluster_bits;
+                Source::Compressed { packed, offset: offset - within, cluster_bytes }
+            }
         };
         if let Source::File(at) = source {
             file.check(at, len_bytes)?;
