@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod catalog_text;
+mod image;
 mod input;
 mod mutate;
 mod request;
@@ -38,6 +39,8 @@ pub const CATALOG: Target = Target { name: "catalog", run: catalog_text::run, nr
 /// A loader's record in any memory.
 pub const START_INFO: Target =
     Target { name: "start_info", run: start_info::run, nr_rounds: 20_000 };
+/// A boot module with images.
+pub const IMAGE: Target = Target { name: "image", run: image::run, nr_rounds: 4_000 };
 
 /// All of them.
-pub const TARGETS: [Target; 5] = [REQUEST, RING, XENSTORE, CATALOG, START_INFO];
+pub const TARGETS: [Target; 6] = [REQUEST, RING, XENSTORE, CATALOG, START_INFO, IMAGE];

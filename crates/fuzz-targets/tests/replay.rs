@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
-use fuzz_targets::{CATALOG, REQUEST, RING, START_INFO, TARGETS, Target, XENSTORE, mutate};
+use fuzz_targets::{CATALOG, IMAGE, REQUEST, RING, START_INFO, TARGETS, Target, XENSTORE, mutate};
 use sim::Rng;
 
 /// Files that a corpus has at most, and bytes that one has.
@@ -87,6 +87,11 @@ fn any_text_is_a_target_or_says_what_is_wrong() {
 #[test]
 fn any_memory_holds_a_start_info_or_says_what_is_wrong() {
     replay(&START_INFO);
+}
+
+#[test]
+fn any_module_is_images_or_says_what_is_wrong() {
+    replay(&IMAGE);
 }
 
 #[test]
