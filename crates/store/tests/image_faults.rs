@@ -439,7 +439,27 @@ fn a_dynamic_vhd_has_the_sectors_whose_bits_are_set() {
     assert_eq!(sectors(&read_all(&image, &mut pool, 1 << 20)), expected);
     // The copy at the start is enough.
     let cut = &file.bytes[..file.footer()];
-    open(&[("disk", cut, None)], 1, "disk");
+    let (mut pool, image) = open(&[("disk", cut, None)], 1, "disk");
+    assert_eq!(sectors(&read_all(&image, &mut pool, 1 << 20)), expected);
+}
+
+#[test]
+fn a_vhd_is_as_large_as_the_program_that_made_it_means() {
+    // 1 cylinder of 3 heads of 4 sectors, and 32 sectors.
+    let geometry = (1 << 16) | (3 << 8) | 4;
+    let size = |creator: &[u8; 4], geometry| {
+        let file = Vhd::new(3, 1, &[], 10).with32(FOOTER + 56, geometry);
+        let file = file.with32(FOOTER + 28, u32::from_be_bytes(*creator));
+        open(&[("disk", &file.bytes, None)], 1, "disk").1.nr_sectors()
+    };
+    for creator in [b"vpc ", b"vs  ", b"qemu"] {
+        assert_eq!(size(creator, geometry), 12);
+        // The largest geometry, which says nothing.
+        assert_eq!(size(creator, 0xffff_10ff), 32);
+    }
+    for creator in [b"win ", b"qem2", b"vbox", b"tap\0"] {
+        assert_eq!(size(creator, geometry), 32);
+    }
 }
 
 #[test]
@@ -543,6 +563,17 @@ fn a_vhd_that_makes_no_sense() {
     assert_eq!(good().with_block(1, 6).refused(), past("a block", 3072, 4608));
     let at = u64::from(u32::MAX - 1) * 512;
     assert_eq!(good().with_block(1, u32::MAX - 1).refused(), past("a block", at, 4608));
+}
+
+#[test]
+fn what_the_last_sector_of_a_raw_file_lacks_is_zero() {
+    let (mut pool, image) = open(&[("disk", &[9; 1000], None)], 1, "disk");
+    let (extents, data) = read(&image, &mut pool, 0, 2).unwrap();
+    assert_eq!(data, [[9; 1000].as_slice(), &[0; 24]].concat());
+    let [Extent::Frames { len_bytes: 1000, .. }, Extent::Zero { len_bytes: 24 }] = extents[..]
+    else {
+        panic!("{extents:?}");
+    };
 }
 
 #[test]
