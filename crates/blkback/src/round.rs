@@ -303,9 +303,9 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
             return Err(Reason::ReadOnly);
         }
         let range = SectorRange::on(&geometry, sector.0, nr_sectors)?;
-        // The flag is to be ignored where secure discards are not offered.
+        // The flag is to be ignored where secure discards were never offered.
         let discard = match limits.secure {
-            SecureDiscard::Offered if secure => Discard::Secure,
+            SecureDiscard::Offered | SecureDiscard::Shared if secure => Discard::Secure,
             _ => Discard::Plain,
         };
         self.discard(range, discard)

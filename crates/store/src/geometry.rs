@@ -90,7 +90,10 @@ pub struct DiscardLimits {
 pub enum SecureDiscard {
     /// It can.
     Offered,
-    /// It cannot: others may share what it gives up.
+    /// It can, but what other disks have in common with it they keep, and it is erased when the
+    /// last of them gives it up. For frontends that were offered it; no more are.
+    Shared,
+    /// It cannot.
     No,
 }
 

@@ -11,7 +11,6 @@ extern crate alloc;
 mod audit;
 mod block_store;
 mod disk;
-mod extents;
 mod geometry;
 mod image;
 mod memory;

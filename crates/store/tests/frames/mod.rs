@@ -1,6 +1,13 @@
 //! Frames in a vector, and what blkback does between a begin and its end.
 
-use store::{BlockStore, Extent, FrameAddr, FrameMemory, PagePool, SectorRange, StoreError};
+#![allow(dead_code, reason = "no test file uses all of it")]
+
+use std::rc::Rc;
+
+use store::{
+    Audit, BlockStore, Extent, FrameAddr, FrameMemory, Image, ImageFile, Mismatch, OpenWrite,
+    PageDisk, PagePool, SectorRange, StoreError,
+};
 use xen_abi::{Gfn, PAGE_SIZE};
 
 pub const SECTOR: usize = 512;
@@ -56,6 +63,38 @@ pub fn pool(nr: u64) -> PagePool<Frames> {
     PagePool::new(frames, &[(Gfn(16), nr)]).unwrap()
 }
 
+/// Bytes of [`image`]: no whole sector, and no whole page.
+pub const IMAGE_BYTES: usize = 60_001;
+
+/// Where it is: outside the pool, at an odd byte.
+pub const IMAGE_AT: FrameAddr = FrameAddr { gfn: Gfn(1), offset: 77 };
+
+/// What byte `n` of a disk over [`image`] is.
+pub fn image_byte(n: usize) -> u8 {
+    if n < IMAGE_BYTES { u8::try_from(n / SECTOR % 100).unwrap() + 100 } else { 0 }
+}
+
+/// An image beside the pool.
+pub fn image(pool: &mut PagePool<Frames>) -> Rc<Image> {
+    let bytes: Vec<u8> = (0..IMAGE_BYTES).map(image_byte).collect();
+    pool.memory_mut().write(IMAGE_AT, &bytes);
+    Rc::new(Image::raw(ImageFile { at: IMAGE_AT, len_bytes: IMAGE_BYTES as u64 }))
+}
+
+/// Holds the pool's books against all that has pages of it.
+pub fn audit<'a>(
+    pool: &PagePool<Frames>,
+    disks: impl IntoIterator<Item = &'a PageDisk>,
+    writes: &[&OpenWrite],
+) -> Result<(), Mismatch> {
+    let mut audit = Audit::new();
+    for disk in disks {
+        audit.disk(pool, disk)?;
+    }
+    writes.iter().for_each(|write| audit.write(pool, write));
+    audit.finish(pool)
+}
+
 /// Copies `data` to where the extents say.
 pub fn fill(pool: &mut PagePool<Frames>, extents: &[Extent], mut data: &[u8]) {
     for extent in extents {
@@ -90,8 +129,15 @@ pub fn read(
     let range = SectorRange::on(&disk.geometry(), first, nr).unwrap();
     let mut extents = Vec::new();
     let open = disk.begin_read(pool, range, &mut |extent| extents.push(extent)).unwrap();
+    let data = gather(pool, &extents);
+    disk.end_read(pool, open);
+    data
+}
+
+/// What the extents of a read hold.
+pub fn gather(pool: &PagePool<Frames>, extents: &[Extent]) -> Vec<u8> {
     let mut data = Vec::new();
-    for extent in extents {
+    for &extent in extents {
         let start = data.len();
         match extent {
             Extent::Frames { at, len_bytes } => {
@@ -102,6 +148,5 @@ pub fn read(
             Extent::Discarded { .. } => panic!("a disk that keeps its data discards none"),
         }
     }
-    disk.end_read(pool, open);
     data
 }

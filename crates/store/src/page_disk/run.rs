@@ -9,7 +9,7 @@ use crate::memory::FrameAddr;
 
 /// Bytes of a disk of pages that are found in one place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Run {
+pub(super) enum Run {
     /// In frames.
     Frames { at: FrameAddr, len_bytes: usize },
     /// In no page: the disk's base has them, from byte `offset` of the disk on.
@@ -18,13 +18,13 @@ pub(crate) enum Run {
 
 impl Run {
     /// Some bytes of a page.
-    pub(crate) fn in_page(page: Gfn, bytes: &Range<usize>) -> Self {
+    pub(super) fn in_page(page: Gfn, bytes: &Range<usize>) -> Self {
         Self::Frames { at: FrameAddr::start_of(page).after(bytes.start), len_bytes: bytes.len() }
     }
 
     /// Lets `run` take in the part of the disk that comes after it. Where that is elsewhere, it
     /// becomes the run, and the one so far is given.
-    pub(crate) fn join(run: &mut Option<Self>, part: Self) -> Option<Self> {
+    pub(super) fn join(run: &mut Option<Self>, part: Self) -> Option<Self> {
         match (run.as_mut(), part) {
             (Some(Self::Frames { at, len_bytes }), Self::Frames { at: next, len_bytes: more })
                 if at.after(*len_bytes) == next =>
@@ -41,7 +41,7 @@ impl Run {
     }
 
     /// Names it where it is in frames, as all of a write's are.
-    pub(crate) fn name_frames(run: Option<Self>, sink: &mut impl ExtentSink) {
+    pub(super) fn name_frames(run: Option<Self>, sink: &mut impl ExtentSink) {
         if let Some(Self::Frames { at, len_bytes }) = run {
             sink.extent(Extent::Frames { at, len_bytes });
         }
