@@ -18,6 +18,8 @@ use crate::table::entries;
 pub struct Audit {
     /// References to each page.
     refs: BTreeMap<Gfn, u32>,
+    /// Pages and nodes below each node, itself included.
+    nodes: BTreeMap<Gfn, (u64, u64)>,
     /// Pages that open writes have reserved.
     nr_reserved: u64,
 }
@@ -75,10 +77,10 @@ impl Audit {
     ) -> Result<(), Mismatch> {
         let ([table, dropped], booked) = disk.trees();
         if let Some(tree) = dropped {
-            self.tree(pool, tree.root, tree.level, Times::First);
+            self.tree(pool, tree.root, tree.level);
         }
         let (nr_pages, nr_nodes) =
-            table.map_or((0, 0), |tree| self.tree(pool, tree.root, tree.level, Times::First));
+            table.map_or((0, 0), |tree| self.tree(pool, tree.root, tree.level));
         let found = Usage { nr_pages, nr_nodes, ..booked };
         if found == booked { Ok(()) } else { Err(Mismatch::Disk { found, booked }) }
     }
@@ -117,42 +119,25 @@ impl Audit {
         }
     }
 
-    /// Counts a reference to a tree, and what is below it where that was not counted before. Gives
-    /// its pages and nodes.
-    fn tree<M: FrameMemory>(
-        &mut self,
-        pool: &PagePool<M>,
-        node: Gfn,
-        level: u32,
-        times: Times,
-    ) -> (u64, u64) {
-        let mut below = times;
-        if times == Times::First {
-            if self.refs.contains_key(&node) {
-                below = Times::Again;
-            }
-            self.page(node);
+    /// Counts a reference to a tree, and those below it, which stand there once whoever has the
+    /// tree. Gives its pages and nodes.
+    fn tree<M: FrameMemory>(&mut self, pool: &PagePool<M>, node: Gfn, level: u32) -> (u64, u64) {
+        self.page(node);
+        if let Some(&counted) = self.nodes.get(&node) {
+            return counted;
         }
         let (mut nr_pages, mut nr_nodes) = (0, 1);
-        for child in entries(pool, node) {
+        for below in entries(pool, node) {
             if level > 0 {
-                let (pages, nodes) = self.tree(pool, child, level - 1, below);
+                let (pages, nodes) = self.tree(pool, below, level - 1);
                 nr_pages += pages;
                 nr_nodes += nodes;
             } else {
+                self.page(below);
                 nr_pages += 1;
-                if below == Times::First {
-                    self.page(child);
-                }
             }
         }
+        self.nodes.insert(node, (nr_pages, nr_nodes));
         (nr_pages, nr_nodes)
     }
-}
-
-/// Whether the references that a node holds were counted before.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Times {
-    First,
-    Again,
 }

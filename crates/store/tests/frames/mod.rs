@@ -47,9 +47,7 @@ impl FrameMemory for Frames {
     }
 
     fn load_u32(&self, at: FrameAddr) -> u32 {
-        let mut bytes = [0; 4];
-        self.read(at, &mut bytes);
-        u32::from_ne_bytes(bytes)
+        u32::from_ne_bytes(*self.0[Self::start(at)..].first_chunk().unwrap())
     }
 
     fn store_u32(&mut self, at: FrameAddr, value: u32) {
