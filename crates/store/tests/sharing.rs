@@ -473,8 +473,9 @@ fn a_null_disk_answers_everything_and_keeps_nothing() {
     assert_eq!(new(0), Err(StoreError::Empty));
     assert_eq!(new(9), Err(StoreError::Misaligned { first: 0, nr: 9, block: 8 }));
     let mut null = NullDisk::new(800, BlockSize::B4096).unwrap();
-    assert_eq!(null.grow(792), Err(StoreError::Shrinks { wanted: 792, nr_sectors: 800 }));
-    null.grow(1600).unwrap();
+    assert_eq!(null.resize(0), Err(StoreError::Empty));
+    null.resize(792).unwrap();
+    null.resize(1600).unwrap();
     let mut disk = Disk::Null(null);
     assert_eq!((geometry(&disk).nr_sectors, geometry(&disk).physical_bytes), (1600, 4096));
     let mut extents = Vec::new();

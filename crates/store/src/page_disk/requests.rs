@@ -147,18 +147,17 @@ impl PageDisk {
         number: u64,
         bytes: &Range<usize>,
     ) -> Result<Gfn, StoreError> {
-        if self.table.nr_pages() + self.nr_coming >= self.cap_pages
-            && self.table.leaf(pool, number).page(pool, number).is_none()
-        {
+        let owned = leaf.filter(|leaf| leaf.is_for(number));
+        let found = owned.unwrap_or_else(|| self.table.leaf(pool, number));
+        let old = found.page(pool, number);
+        if old.is_none() && self.table.nr_pages() + self.nr_coming >= self.cap_pages {
             return Err(StoreError::CapReached { cap_pages: self.cap_pages });
         }
-        let leaf = match *leaf {
-            Some(leaf) if leaf.is_for(number) => leaf,
-            _ => *leaf.insert(self.table.own_leaf(pool, number, self.cap_pages)?),
-        };
-        let old = leaf.page(pool, number);
+        if owned.is_none() {
+            *leaf = Some(self.table.own_leaf(pool, number, self.cap_pages)?);
+        }
         let page = pool.take(match old {
-            // The old page goes back to the pool when the write is committed.
+            // It goes back to the pool when the write is committed.
             Some(old) if !pool.is_shared(old) => Want::Exchange,
             _ => Want::More,
         })?;
