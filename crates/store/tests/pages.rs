@@ -6,8 +6,8 @@ mod frames;
 use frames::{Frames, POISON, SECTOR, fill, pool, read, write};
 use proptest::prelude::*;
 use store::{
-    BlockSize, BlockStore, Discard, Extent, FrameAddr, FrameMemory, PageDisk, PagePool, PoolError,
-    Progress, SectorRange, Steps, StoreError, Want,
+    Access, BlockSize, BlockStore, Discard, Extent, FrameAddr, FrameMemory, PageDisk, PagePool,
+    PoolError, Progress, SectorRange, Steps, StoreError, Want,
 };
 use xen_abi::{Gfn, PAGE_SIZE};
 
@@ -458,4 +458,32 @@ proptest! {
         }
         prop_assert_eq!(pool.nr_free(), total);
     }
+}
+
+#[test]
+fn a_disk_that_shrank_and_grew_again_has_zeroes_where_it_was_cut() {
+    let mut pool = pool(64);
+    let free = pool.nr_free();
+    let mut disk = disk(80, 10, &pool);
+    write(&mut disk, &mut pool, 0, &[7; 80 * SECTOR]).unwrap();
+    let mut twin = disk.snapshot(&mut pool, Access::ReadWrite).unwrap();
+
+    assert_eq!(
+        disk.shrink(&mut pool, 81, &mut Steps::new(99)),
+        Err(StoreError::Shrinks { wanted: 81, nr_sectors: 80 })
+    );
+    let mut calls = 1;
+    while disk.shrink(&mut pool, 13, &mut Steps::new(3)).unwrap() == Progress::More {
+        calls += 1;
+    }
+    assert!(calls <= 5, "{calls}");
+    assert_eq!(BlockStore::<Frames>::geometry(&disk).nr_sectors, 13);
+    assert_eq!((disk.usage().nr_pages, disk.usage().cap_pages), (2, 2));
+    disk.grow(&mut pool, 24, 3).unwrap();
+    let kept = [[7; 13 * SECTOR].as_slice(), &[0; 11 * SECTOR]].concat();
+    assert_eq!(read(&mut disk, &mut pool, 0, 24), kept);
+    assert_eq!(read(&mut twin, &mut pool, 0, 80), vec![7; 80 * SECTOR]);
+    clear(&mut disk, &mut pool);
+    clear(&mut twin, &mut pool);
+    assert_eq!(pool.nr_free(), free);
 }
