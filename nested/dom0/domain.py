@@ -10,7 +10,7 @@ from typing import Self
 
 from . import console, disks, names
 from .console import Console
-from .xen import Mismatch, Outcome, domains, eventually, xenstore, xl
+from .xen import Mismatch, Outcome, Running, domains, eventually, run, xenstore, xl
 
 
 class Domain:
@@ -97,6 +97,28 @@ class Granary(Domain):
         if not {"free_pages", "handles", "heap_peak_bytes"} <= found.keys():
             raise Mismatch(f"{self.name} does not say what it has in use: {names.USAGE_NODE} is {text!r}")
         return Usage(int(found["free_pages"]), int(found["handles"]), int(found["heap_peak_bytes"]))
+
+    def control(self, *words: str) -> Outcome:
+        """Runs granaryctl, whatever comes of it."""
+        return run(*self._control(words))
+
+    def start_control(self, *words: str) -> Running:
+        """Begins granaryctl beside what else goes on."""
+        return Running(*self._control(words))
+
+    def _control(self, words: tuple[str, ...]) -> list[str]:
+        return ["python3", str(names.GRANARYCTL), "-d", str(self.domid), *words]
+
+    def listing(self) -> dict:
+        """What `granaryctl list --json` says: `pool`, `images` and `disks`."""
+        return json.loads(self.control("list", "--json").expect(0).output)
+
+    def disk(self, name: str) -> dict:
+        """A disk with a name, as it is listed."""
+        found = [disk for disk in self.listing()["disks"] if disk["name"] == name]
+        if not found:
+            raise Mismatch(f"{self.name} lists no disk {name}")
+        return found[0]
 
     def device(self, guest: Domain, vdev: str) -> str:
         """The backend directory of one disk."""

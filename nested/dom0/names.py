@@ -29,6 +29,11 @@ GUEST_CONFIG = LAB / "images" / "guest.cfg"
 GUEST_KERNEL = LAB / "guest" / "vmlinux"
 GUEST_INITRAMFS = LAB / "guest" / "initramfs"
 
+GRANARYCTL = LAB / "scripts" / "granaryctl"
+PACK = LAB / "scripts" / "pack"
+DISK_IMAGES = LAB / "disks.tar"
+"""What nested/host/gold.py makes."""
+
 GUEST_CMDLINE = "console=hvc0 rdinit=/init nokaslr mitigations=off panic=-1"
 
 GUEST_READY = r"^guest: ready"

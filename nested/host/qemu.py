@@ -36,12 +36,12 @@ CLOCKS = {
 class Machine:
     """The shape of the machine that Xen runs on."""
 
-    memory_mib: int = 3072
+    memory_mib: int = 5120
     clock: str = "instructions"
 
     @property
     def dom0_mib(self) -> int:
-        return 1024
+        return 2048
 
 
 def command(machine: Machine, boot: Boot, archive: Path, console: str, events: Path) -> list[str]:

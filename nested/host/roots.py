@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import cpio, elf
+from . import cpio, elf, gold
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = REPOSITORY / "target" / "nested"
@@ -111,12 +111,17 @@ class Boot:
     def guest(self) -> Path:
         return self.directory / "guest.cpio"
 
+    @property
+    def disks(self) -> Path:
+        """The disk images that scenarios serve, as one archive."""
+        return self.directory / "disks.tar"
+
 
 def boot_files(suite: Suite, say: Say) -> Boot:
     """The boot files of a suite: from the cache, or built into it."""
     here = Path(__file__).parent
     tree_key = _key(suite.name.encode(), *(p.encode() for p in suite.packages), repr((NOT_EXTRACTED, MODULE_FOLDERS)).encode())
-    sources = [here / "roots.py", here / "cpio.py", here / "elf.py", *sorted(GUEST_SOURCES.iterdir())]
+    sources = [here / "roots.py", here / "cpio.py", here / "elf.py", here / "gold.py", *sorted(GUEST_SOURCES.iterdir())]
     boot_key = _key(tree_key.encode(), *(source.read_bytes() for source in sources))
     cache = CACHE / suite.name
     boot = Boot(cache / f"boot-{boot_key}")
@@ -183,6 +188,7 @@ def _build(suite: Suite, tree: Path, to: Path) -> None:
     boot.xen.write_bytes(gzip.decompress(next((tree / "boot").glob("xen-*.gz")).read_bytes()))
     boot.kernel.write_bytes(elf.vmlinux(next((tree / "boot").glob("vmlinuz-*")).read_bytes()))
     root.compile_python()
+    gold.make(boot.disks, root.native("mke2fs"))
     with boot.guest.open("wb") as out:
         root.guest(cpio.Archive(out))
     with boot.dom0.open("wb") as out:
@@ -210,6 +216,7 @@ class _Root:
         self._add_modules(archive, DOM0_MODULES)
         archive.file("lab/guest/vmlinux", boot.kernel.read_bytes())
         archive.file("lab/guest/initramfs", boot.guest.read_bytes())
+        archive.file("lab/disks.tar", boot.disks.read_bytes())
         archive.close()
 
     def guest(self, archive: cpio.Archive) -> None:
@@ -224,10 +231,13 @@ class _Root:
 
     def compile_python(self) -> None:
         """Compiles Python's library with that very Python: under emulation its imports take seconds."""
-        python = self._program("python3").resolve()
-        loader = [str(self._tree / LOADER), "--library-path", ":".join(str(self._tree / d) for d in LIBRARY_DIRECTORIES)]
-        command = [*loader, str(python), "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", str(self._python_library())]
-        subprocess.run(command, env={"PYTHONHOME": str(self._tree / "usr")}, check=True)
+        options = ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", str(self._python_library())]
+        subprocess.run([*self.native("python3"), *options], env={"PYTHONHOME": str(self._tree / "usr")}, check=True)
+
+    def native(self, program: str) -> list[str]:
+        """The command that runs a program of the tree here."""
+        libraries = ":".join(str(self._tree / directory) for directory in LIBRARY_DIRECTORIES)
+        return [str(self._tree / LOADER), "--library-path", libraries, str(self._program(program).resolve())]
 
     def _base(self, archive: cpio.Archive, programs: dict[str, Path]) -> None:
         """busybox under all its names, the programs and what they load."""
