@@ -1,0 +1,102 @@
+//! A host before it is started.
+
+use std::collections::BTreeMap;
+
+use domain::{Domain, Next, Resources};
+use store::{FrameAddr, FrameMemory, ImageFile};
+use xen_abi::{Gfn, PAGE_SIZE};
+
+use super::Lab;
+use crate::toolstack::{self, DomainKind};
+use crate::{Machine, SimPlatform};
+
+/// A host to be started.
+#[derive(Clone, Debug)]
+pub struct LabBuilder {
+    seed: u64,
+    memory_pages: u64,
+    command_line: String,
+    modules: Vec<Vec<u8>>,
+}
+
+impl LabBuilder {
+    /// A host whose driver domain has 16 MiB, no module and no command line.
+    pub(super) const fn new(seed: u64) -> Self {
+        Self { seed, memory_pages: 4096, command_line: String::new(), modules: Vec::new() }
+    }
+
+    /// How many frames the driver domain's pool and engine have.
+    #[must_use]
+    pub fn memory_pages(self, memory_pages: u64) -> Self {
+        Self { memory_pages, ..self }
+    }
+
+    /// The driver domain's `cmdline=`.
+    #[must_use]
+    pub fn cmdline(self, command_line: &str) -> Self {
+        Self { command_line: command_line.into(), ..self }
+    }
+
+    /// Adds a boot module (`ramdisk=`), which lies somewhere in its first frame.
+    #[must_use]
+    pub fn module(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.modules.push(bytes.into());
+        self
+    }
+
+    /// Creates the driver domain, and lets it settle.
+    ///
+    /// # Panics
+    /// Where the domain cannot begin.
+    #[must_use]
+    pub fn start(self) -> Lab {
+        let machine = Machine::new(self.seed);
+        let domid = toolstack::create_domain(&machine, DomainKind::DriverDomain);
+        // Two runs with a hole, as a memory map has them.
+        let low = self.memory_pages / 2;
+        let runs = [(Gfn(0x100), low), (Gfn(0x100 + low + 0x40), self.memory_pages - low)];
+        let modules = self.place_modules();
+        let mut all_runs = Vec::from(runs);
+        all_runs.extend(modules.iter().map(|file| {
+            let len_bytes = file.len_bytes + u64::from(file.at.offset);
+            (file.at.gfn, len_bytes.div_ceil(PAGE_SIZE as u64))
+        }));
+        let mut platform = SimPlatform::new(&machine, domid, &all_runs);
+        for (file, bytes) in modules.iter().zip(&self.modules) {
+            platform.frames().clone().write(file.at, bytes);
+        }
+        let resources = platform.resources(&runs, self.command_line.as_bytes());
+        let resources = Resources { modules: &modules, ..resources };
+        let domain = Domain::new(resources, &mut platform);
+        let domain = domain.unwrap_or_else(|error| panic!("{error}"));
+        let rng = machine.rng().fork();
+        let mut lab = Lab {
+            machine,
+            platform,
+            domain: Some(domain),
+            next: Next::Now,
+            frontends: BTreeMap::new(),
+            hostiles: BTreeMap::new(),
+            operations: Vec::new(),
+            rng,
+            nodes_at_start: Vec::new(),
+        };
+        lab.settle();
+        lab.nodes_at_start = lab.machine.xenstored().nodes_of(domid);
+        lab
+    }
+
+    /// Where the modules lie: each in frames of its own, not at their start.
+    fn place_modules(&self) -> Vec<ImageFile> {
+        let mut first = Gfn(0x10_0000);
+        let mut place = |bytes: &Vec<u8>| {
+            let file = ImageFile {
+                at: FrameAddr { gfn: first, offset: 0x123 },
+                len_bytes: bytes.len() as u64,
+            };
+            first = Gfn(file.at.after(bytes.len()).gfn.0 + 2);
+            file
+        };
+        self.modules.iter().map(&mut place).collect()
+    }
+}
