@@ -7,9 +7,10 @@ use core::fmt::{self, Write as _};
 
 use catalog::{Command, Name};
 use store::{Access, BlockStore, Disk, Progress, Steps};
+use xen_abi::Instant;
 use xenstore::{Change, Request};
 
-use crate::conversation::{Closed, Turn};
+use crate::conversation::{Closed, Reading, Turn};
 use crate::create::{SECTORS_PER_PAGE, sectors};
 use crate::disks::{DiskId, Entry, Work};
 use crate::domain::{Domain, MAX_CLEARED};
@@ -25,7 +26,16 @@ const RESPONSE: &str = "data/response";
 
 impl<P: Platform> Domain<P> {
     pub(crate) fn read_request(&mut self, platform: &mut P) {
-        self.submit(platform, Request::Read(REQUEST), Tag::Request);
+        if self.reading.begin() {
+            self.submit(platform, Request::Read(REQUEST), Tag::Request);
+        }
+    }
+
+    /// What was read is done with.
+    pub(crate) fn end_reading(&mut self, platform: &mut P) {
+        if self.reading.end() {
+            self.read_request(platform);
+        }
     }
 
     /// Takes what stands in dom0's node.
@@ -33,13 +43,17 @@ impl<P: Platform> Domain<P> {
         let now = platform.now();
         let words = str::from_utf8(text).unwrap_or("?");
         let said = match self.conversation.hear(words, now) {
-            Turn::Nothing | Turn::Wait => return,
+            Turn::Nothing | Turn::Wait => return self.end_reading(platform),
             Turn::Nonsense(error) => {
                 platform.log(format_args!("{REQUEST}: {}", Refusal::from(error)));
-                self.submit(platform, Request::Write(REQUEST, b""), Tag::Answered);
-                return;
+                self.submit(platform, Request::Write(REQUEST, b""), Tag::Control);
+                return self.end_reading(platform);
             }
-            Turn::Close => return self.end_conversation(platform, End::Read),
+            Turn::Close => {
+                self.submit(platform, Request::Write(REQUEST, b""), Tag::Control);
+                self.end_conversation(platform);
+                return self.end_reading(platform);
+            }
             Turn::Say(part) => part,
             Turn::Run(id, command) => {
                 let result = self.run(platform, &command).map_err(|refusal| refusal.to_string());
@@ -61,17 +75,23 @@ impl<P: Platform> Domain<P> {
         ];
         if let Err(error) = self.xenstore.client.transact(changes, Tag::Answered) {
             platform.log(format_args!("{RESPONSE}: {error}"));
+            self.end_reading(platform);
+        }
+    }
+
+    /// Gives up an answer that nobody reads on.
+    pub(crate) fn give_up(&mut self, platform: &mut P, now: Instant) {
+        match self.reading {
+            Reading::Idle => self.end_conversation(platform),
+            // What is on its way would come after the removal.
+            Reading::Busy | Reading::BusyAndChanged => self.conversation.keep_open(now),
         }
     }
 
     /// Removes the answer, and looks who else asks.
-    pub(crate) fn end_conversation(&mut self, platform: &mut P, end: End) {
-        // Whoever gave up may not have asked for that: what stands there is another's.
-        if end == End::Read {
-            self.submit(platform, Request::Write(REQUEST, b""), Tag::Answered);
-        }
+    fn end_conversation(&mut self, platform: &mut P) {
         if self.conversation.close() == Closed::WasOpen {
-            self.submit(platform, Request::Remove(RESPONSE), Tag::Answered);
+            self.submit(platform, Request::Remove(RESPONSE), Tag::Control);
         }
         self.read_request(platform);
     }
@@ -204,15 +224,6 @@ impl<P: Platform> Domain<P> {
         }
         list
     }
-}
-
-/// Why a conversation ends.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum End {
-    /// dom0 says that it has read enough.
-    Read,
-    /// It has said nothing for long.
-    GivenUp,
 }
 
 /// A disk's type, as dom0 names it.

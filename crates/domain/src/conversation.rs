@@ -41,6 +41,40 @@ pub(crate) enum Closed {
     Already,
 }
 
+/// Reads what dom0 asks one at a time, and no next one before the answer stands: what was read
+/// earlier would come a second time, and its answer would take the place of what dom0 asks next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum Reading {
+    /// Nothing is under way.
+    #[default]
+    Idle,
+    /// A request is being read or answered.
+    Busy,
+    /// Likewise, and dom0's node has changed meanwhile.
+    BusyAndChanged,
+}
+
+impl Reading {
+    /// dom0's node is to be read: whether to do so now.
+    pub(crate) fn begin(&mut self) -> bool {
+        match *self {
+            Self::Idle => {
+                *self = Self::Busy;
+                true
+            }
+            Self::Busy | Self::BusyAndChanged => {
+                *self = Self::BusyAndChanged;
+                false
+            }
+        }
+    }
+
+    /// What was read is done with: whether to read again.
+    pub(crate) fn end(&mut self) -> bool {
+        core::mem::take(self) == Self::BusyAndChanged
+    }
+}
+
 /// The answer that was given last, and whether it is being read.
 #[derive(Debug, Default)]
 pub(crate) struct Conversation {
@@ -134,6 +168,11 @@ impl Conversation {
         }
     }
 
+    /// Waits some more for the reader.
+    pub(crate) fn keep_open(&mut self, now: Instant) {
+        self.open_until = Some(now.after(PATIENCE));
+    }
+
     /// When the answer is to be given up, if one is being read.
     pub(crate) const fn open_until(&self) -> Option<Instant> {
         self.open_until
@@ -143,7 +182,7 @@ impl Conversation {
 #[cfg(test)]
 mod tests {
     extern crate std;
-    use super::{Closed, Conversation, MAX_PART, PATIENCE, Turn};
+    use super::{Closed, Conversation, MAX_PART, PATIENCE, Reading, Turn};
     use catalog::{Command, Id};
     use std::format;
     use std::string::String;
@@ -166,6 +205,19 @@ mod tests {
         assert_eq!(say(&mut conversation, "a list", Ok("pool\n")), "a 1/1 ok\npool\n");
         conversation.close();
         assert_eq!(say(&mut conversation, "b remove d", Err("no d")), "b 1/1 error\nno d");
+    }
+
+    #[test]
+    fn one_request_is_read_at_a_time() {
+        let mut reading = Reading::default();
+        assert!(reading.begin());
+        assert!(!reading.end());
+        assert!(reading.begin());
+        assert!(!reading.begin());
+        assert!(!reading.begin());
+        assert!(reading.end());
+        assert!(reading.begin());
+        assert!(!reading.end());
     }
 
     #[test]

@@ -10,8 +10,7 @@ use store::{Disk, Images, PagePool, PoolError, Progress, Steps};
 use xen_abi::{EvtchnPort, Gfn, Instant};
 use xenstore::{Client, Notify};
 
-use crate::control::End;
-use crate::conversation::Conversation;
+use crate::conversation::{Conversation, Reading};
 use crate::disks::{DiskId, Disks, Work};
 use crate::inbox::Tag;
 use crate::platform::{Next, Platform, Resources, ShutdownReason};
@@ -49,6 +48,7 @@ pub struct Domain<P: Platform> {
     pub(crate) worked: Vec<DiskId>,
     /// What dom0 asks and is told.
     pub(crate) conversation: Conversation,
+    pub(crate) reading: Reading,
     /// No timer is due earlier.
     deadline: Option<Instant>,
     pub(crate) next_life: u32,
@@ -146,6 +146,7 @@ impl<P: Platform> Domain<P> {
             cleared: Vec::new(),
             worked: Vec::new(),
             conversation: Conversation::default(),
+            reading: Reading::default(),
             deadline: None,
             next_life: 0,
             next_inquiry: 0,
@@ -268,7 +269,7 @@ impl<P: Platform> Domain<P> {
         }
         let mut due = Vec::new();
         if self.conversation.open_until().is_some_and(|at| at <= now) {
-            self.end_conversation(platform, End::GivenUp);
+            self.give_up(platform, now);
         }
         self.deadline = self.conversation.open_until();
         for (key, vbd) in &mut self.vbds {

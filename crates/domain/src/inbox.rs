@@ -36,8 +36,10 @@ pub(crate) enum Tag {
     Usage,
     /// `data/request` was read.
     Request,
-    /// dom0 was answered, or its answer removed.
+    /// dom0 was answered.
     Answered,
+    /// One of the nodes between dom0 and us was written or removed.
+    Control,
 }
 
 const BACKEND_TOKEN: &str = "backend";
@@ -60,13 +62,15 @@ enum Heard {
     ReadRequest,
     /// dom0 asks.
     Request(Vec<u8>),
+    /// Its answer stands, or there was nothing to be answered.
+    Answered,
 }
 
 impl<P: Platform> Domain<P> {
     /// Asks to be told of devices and of the end. Each watch tells at once what is there already.
     pub(crate) fn subscribe(&mut self, platform: &mut P) {
         // Ours from the start, so that nobody but dom0 and us can ever write it.
-        self.submit(platform, Request::Write(REQUEST, b""), Tag::Answered);
+        self.submit(platform, Request::Write(REQUEST, b""), Tag::Control);
         for (path, token) in
             [(BACKEND_DIR, BACKEND_TOKEN), (SHUTDOWN, SHUTDOWN_TOKEN), (REQUEST, REQUEST_TOKEN)]
         {
@@ -171,13 +175,13 @@ impl<P: Platform> Domain<P> {
                 }
                 Tag::Request => match result {
                     Ok(Reply::Value(value)) => Heard::Request(value.into()),
-                    _ => Heard::Nothing,
+                    _ => Heard::Answered,
                 },
-                Tag::Watch | Tag::Usage | Tag::Answered => {
+                Tag::Watch | Tag::Usage | Tag::Control | Tag::Answered => {
                     if let Err(error) = result {
                         platform.log(format_args!("xenstore refuses our {tag:?}: {error}"));
                     }
-                    Heard::Nothing
+                    if tag == Tag::Answered { Heard::Answered } else { Heard::Nothing }
                 }
             },
             xenstore::Event::Stray(stray) => {
@@ -215,6 +219,7 @@ impl<P: Platform> Domain<P> {
             }
             Heard::ReadRequest => self.read_request(platform),
             Heard::Request(text) => self.converse(platform, &text),
+            Heard::Answered => self.end_reading(platform),
             Heard::Shutdown(reason) => {
                 if self.shutdown == Shutdown::No {
                     platform.log(format_args!("asked to end ({reason:?})"));
