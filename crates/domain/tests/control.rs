@@ -33,17 +33,30 @@ fn ask(lab: &mut Lab, text: &str) -> String {
 /// Runs a command; its answer's body.
 fn run(lab: &mut Lab, command: &str) -> Result<String, String> {
     let id = format!("t{}", lab.rng().below(u64::MAX / 2) % 1_000_000_000);
-    let answer = ask(lab, &format!("{id} {command}"));
-    let (head, body) = answer.split_once('\n').unwrap();
-    let result = match head.strip_prefix(&format!("{id} 1/1 ")) {
-        Some("ok") => Ok(body.to_string()),
-        Some("error") => Err(body.to_string()),
-        _ => panic!("{head}"),
+    let mut answer = ask(lab, &format!("{id} {command}"));
+    let mut all = String::new();
+    let verdict = loop {
+        let (head, body) = answer.split_once('\n').unwrap();
+        all.push_str(body);
+        let [told, part, verdict] = head.split(' ').collect::<Vec<_>>()[..] else {
+            panic!("{head}")
+        };
+        let (n, nr) = part.split_once('/').unwrap();
+        assert_eq!(told, id);
+        if n == nr {
+            break verdict.to_string();
+        }
+        let next = n.parse::<u32>().unwrap() + 1;
+        answer = ask(lab, &format!("{id} part {next}"));
     };
     write_request(lab, &format!("{id} part 0"));
     lab.settle();
     assert_eq!(response(lab), None, "removed when read");
-    result
+    match verdict.as_str() {
+        "ok" => Ok(all),
+        "error" => Err(all),
+        other => panic!("{other}"),
+    }
 }
 
 fn lab(seed: u64) -> Lab {
@@ -153,4 +166,78 @@ fn nonsense_is_named_and_forgotten() {
         "data/request: `not/an/id`: not an id, expected 1 to 16 of A-Z a-z 0-9 -"
     );
     assert!(run(&mut lab, "list").is_ok());
+}
+
+/// One of several that ask at once, as granaryctl does.
+struct Client {
+    name: char,
+    /// The command under way, and the parts of its answer so far.
+    asked: Option<(String, Vec<String>)>,
+    nr_done: u64,
+}
+
+impl Client {
+    /// Looks at xenstore once; the answer's body where it is complete.
+    fn poll(&mut self, lab: &Lab) -> Option<String> {
+        let dom0 = lab.machine().xs(DOM0);
+        let tx = dom0.begin().unwrap();
+        let request = tx.get(&node(lab, "request")).unwrap();
+        let shown = tx.get(&node(lab, "response"));
+        let Some((id, parts)) = &mut self.asked else {
+            let id = format!("{}{}", self.name, self.nr_done);
+            if request.is_empty() && shown.is_none() {
+                tx.write(&node(lab, "request"), format!("{id} list")).unwrap();
+                // Another one may have been faster.
+                self.asked = tx.commit().is_ok().then(|| (id, Vec::new()));
+            } else {
+                tx.abort().unwrap();
+            }
+            return None;
+        };
+        let shown = shown.unwrap_or_default();
+        let (head, body) = shown.split_once('\n').unwrap_or_default();
+        let next = parts.len() + 1;
+        let Some(nr) = head
+            .strip_prefix(&format!("{id} {next}/"))
+            .and_then(|rest| rest.strip_suffix(" ok"))
+            .map(|nr| nr.parse::<usize>().unwrap())
+        else {
+            tx.abort().unwrap();
+            return None;
+        };
+        let ask = if next == nr { 0 } else { next + 1 };
+        tx.write(&node(lab, "request"), format!("{id} part {ask}")).unwrap();
+        if tx.commit().is_err() {
+            return None;
+        }
+        parts.push(body.into());
+        if ask > 0 {
+            return None;
+        }
+        self.nr_done += 1;
+        self.asked.take().map(|(_, parts)| parts.concat())
+    }
+}
+
+#[test]
+fn two_clients_at_once_get_all_of_a_long_answer() {
+    for seed in sim::seeds(5) {
+        let names: Vec<String> = (0..32).map(|n| format!("disk-with-a-long-name-{n}")).collect();
+        let disks: String = names.iter().map(|name| format!("disk={name},null,size=1G ")).collect();
+        let mut lab = Lab::new(seed).cmdline(&disks).start();
+        let expected = run(&mut lab, "list").unwrap();
+        assert_eq!(expected.lines().count(), 33);
+        let begin = lab.machine().now();
+        let mut clients = ['a', 'b'].map(|name| Client { name, asked: None, nr_done: 0 });
+        while clients.iter().any(|client| client.nr_done < 10) {
+            let which = lab.rng().index(2);
+            if let Some(body) = clients[which].poll(&lab) {
+                assert_eq!(body, expected, "seed {seed}");
+            }
+            let pause = lab.rng().below(300);
+            lab.run_for(Duration::from_micros(pause));
+            // Nobody has to wait until an answer is given up.
+            assert!(lab.machine().now() < begin.after(Duration::from_secs(5)), "seed {seed}");
+        }
+    }
 }
