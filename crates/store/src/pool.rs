@@ -231,6 +231,7 @@ impl<M: FrameMemory> PagePool<M> {
         self.set_word(index, self.free_head);
         self.free_head = index;
         self.nr_free += 1;
+        debug_assert!(self.nr_free <= self.nr_total, "more pages are free than there are");
     }
 
     /// Adds a reference to a page that has one.
@@ -320,6 +321,7 @@ impl<M: FrameMemory> PagePool<M> {
             self.free_head = limbo.head;
             self.nr_free += limbo.nr;
         }
+        debug_assert!(self.nr_free <= self.nr_total, "more pages are free than there are");
     }
 
     /// Moves what is to be erased to where nothing needs to be.
@@ -376,7 +378,7 @@ pub enum PoolError {
     /// No frames at all.
     #[error("there are no free frames")]
     Empty,
-    /// More frames than a 32-bit number can count.
+    /// More frames than the pool's words can count: more than 4 TiB, or one past 16 TiB.
     #[error("{nr_frames} frames are more than the pool can count")]
     TooLarge {
         /// From the first to the last.

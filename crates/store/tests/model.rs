@@ -6,11 +6,11 @@ mod frames;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use frames::{Frames, POISON, SECTOR, audit, gather, image, image_byte, pool, read};
+use frames::{Frames, POISON, SECTOR, audit, fill, gather, image, image_byte, pool, read};
 use proptest::prelude::*;
 use store::{
-    Access, BlockSize, BlockStore, Discard, Extent, FrameMemory, OpenRead, OpenWrite, PageDisk,
-    PagePool, Progress, SectorRange, Steps, StoreError, Want,
+    Access, BlockSize, BlockStore, Discard, Extent, OpenRead, OpenWrite, PageDisk, PagePool,
+    Progress, SectorRange, Steps, StoreError, Want,
 };
 
 const MAX_DISKS: usize = 5;
@@ -311,11 +311,12 @@ impl Lab {
             Err(error) => return self.expect_no_memory(error),
         };
         assert_eq!(model.access, Access::ReadWrite);
+        let nr_sectors = usize::try_from(range.nr()).unwrap();
         let nr_copied = match end {
-            Abort(nr) => nr,
-            _ => usize::MAX,
+            Abort(nr) => nr.min(nr_sectors),
+            Commit | Later => nr_sectors,
         };
-        copy(&mut self.pool, &extents, value, nr_copied);
+        fill(&mut self.pool, &extents, &vec![value; nr_copied * SECTOR]);
         let write = Write { disk: id, range, value, open };
         self.writes.push(write);
         let last = self.writes.len() - 1;
@@ -451,17 +452,6 @@ impl Lab {
 }
 
 use End::{Abort, Commit, Later};
-
-/// Copies `value` to the first sectors of a write.
-fn copy(pool: &mut PagePool<Frames>, extents: &[Extent], value: u8, nr_sectors: usize) {
-    let mut left = nr_sectors.saturating_mul(SECTOR);
-    for extent in extents {
-        let Extent::Frames { at, len_bytes } = *extent else { panic!("{extent:?} of a write") };
-        let now = len_bytes.min(left);
-        pool.memory_mut().write(at, &vec![value; now]);
-        left -= now;
-    }
-}
 
 fn span() -> impl Strategy<Value = Span> {
     let nr = prop_oneof![3 => 1..=16u64, 1 => 1..=96u64];

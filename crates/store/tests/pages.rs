@@ -230,6 +230,12 @@ fn a_pool_is_made_of_several_runs_or_not_at_all() {
         make(&[(5, u64::MAX)]).unwrap_err(),
         PoolError::TooLarge { nr_frames: u64::MAX - 5 }
     );
+    assert_eq!(
+        make(&[(5, 1), (1 << 30, 6)]).unwrap_err(),
+        PoolError::TooLarge { nr_frames: (1 << 30) + 1 }
+    );
+    // Frame 0 is none: a table could not tell it from an absent page.
+    assert_eq!(make(&[(0, 1)]).unwrap_err(), PoolError::Empty);
     // The words of 3000 frames take three; the first run is too short for them.
     let mut pool = make(&[(3000, 5), (5, 4), (100, 50)]).unwrap();
     assert_eq!(pool.nr_total(), 4 + 46 + 5);
@@ -422,7 +428,7 @@ proptest! {
                             disks[disk].begin_write(&mut pool, range, &mut |e| extents.push(e))
                         {
                             // The copy fails half-way.
-                            fill(&mut pool, &extents[..extents.len() / 2], &data);
+                            fill(&mut pool, &extents, &data[..data.len() / 2]);
                             disks[disk].abort_write(&mut pool, open);
                         }
                     }

@@ -514,19 +514,9 @@ fn no_page_shows_what_it_held_before_where_a_copy_fails() {
             named += len_bytes;
         }
         assert_eq!(named, 24 * SECTOR);
-        copy_some(&mut pool, &extents, nr_copied * SECTOR);
+        fill(&mut pool, &extents, &vec![0xee; nr_copied * SECTOR]);
         disk.abort_write(&mut pool, open);
         assert_eq!(read(&mut disk, &mut pool, 0, 118), base(0, 118));
         audit(&pool, [&disk], &[]).unwrap();
-    }
-}
-
-/// Copies the first `len_bytes` bytes to where the extents say.
-fn copy_some(pool: &mut PagePool<Frames>, extents: &[Extent], mut len_bytes: usize) {
-    for extent in extents {
-        let Extent::Frames { at, len_bytes: room } = *extent else { panic!("{extent:?}") };
-        let now = len_bytes.min(room);
-        fill(pool, &[Extent::Frames { at, len_bytes: now }], &vec![0xee; now]);
-        len_bytes -= now;
     }
 }

@@ -93,11 +93,11 @@ pub fn audit<'a>(
     audit.finish(pool)
 }
 
-/// Copies `data` to where the extents say.
+/// Copies `data` to where the extents say; less of it than they hold is a copy that fails.
 pub fn fill(pool: &mut PagePool<Frames>, extents: &[Extent], mut data: &[u8]) {
     for extent in extents {
         let Extent::Frames { at, len_bytes } = *extent else { panic!("{extent:?} of a write") };
-        let (now, later) = data.split_at(len_bytes);
+        let (now, later) = data.split_at(len_bytes.min(data.len()));
         pool.memory_mut().write(at, now);
         data = later;
     }
