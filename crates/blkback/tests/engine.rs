@@ -10,7 +10,7 @@ use blkif::{
     SegmentError, Segments, Slot, Status, Transfer,
 };
 use sim::{GrantAccess, Machine, OwnFrames, Page, Region, SimMapping, SimPlatform};
-use store::{Access, BlockSize, PageDisk, PagePool, StoreError};
+use store::{Access, BlockSize, PageDisk, PagePool, Progress, Steps, StoreError};
 use xen_abi::{DomId, EvtchnPort, Gfn, GntStatus, GrantRef, PAGE_SIZE};
 
 const SECTOR: usize = 512;
@@ -394,6 +394,12 @@ fn a_discard_gives_memory_back_and_a_long_one_takes_several_turns() {
     assert_eq!(lab.serve(discard(1, 2, true)), OKAY);
     expected[SECTOR..3 * SECTOR].fill(0);
     assert_eq!(lab.read(0, 32), expected);
+    // One that was offered it still gets it once a snapshot shares its pages.
+    let mut snapshot = lab.disk.snapshot(&mut lab.pool, Access::ReadOnly).unwrap();
+    assert_eq!(lab.serve(discard(5, 1, true)), OKAY);
+    expected[5 * SECTOR..6 * SECTOR].fill(0);
+    assert_eq!(lab.read(0, 32), expected);
+    assert_eq!(snapshot.clear(&mut lab.pool, &mut Steps::new(100)), Progress::Done);
     lab.refused(discard(8, 0, false), Reason::Store(StoreError::Empty));
     let past = |first, nr| Reason::Store(StoreError::PastEnd { first, nr, nr_sectors: NR_SECTORS });
     lab.refused(discard(1, NR_SECTORS, false), past(1, NR_SECTORS));
