@@ -207,7 +207,7 @@ impl PageDisk {
     }
 
     /// Gives all that the disk has back to the pool, a step a page, before it is dropped. What
-    /// others have in common with it costs no steps. Nothing is done while a write is open.
+    /// others have, too, stays and is not looked through. Nothing is done while a write is open.
     pub fn clear<M: FrameMemory>(&mut self, pool: &mut PagePool<M>, steps: &mut Steps) -> Progress {
         if self.check_quiet().is_err() {
             debug_assert!(false, "a disk is cleared beside open writes");
