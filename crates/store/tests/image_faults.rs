@@ -280,14 +280,17 @@ fn qcow2_parents_that_cannot_be() {
         |file: &Qcow2, base: &[u8]| refused(&[("disk", &file.bytes), ("base", base)], None);
     assert_eq!(with_base(&bad(), &[]), ImageError::ParentRefused { parent: parent() });
     let over = |format| Qcow2::new().over("/images/base", format);
-    let wrong = |wanted: &str| ImageError::ParentFormat {
-        parent: parent(),
-        wanted: wanted.into(),
-        found: ImageFormat::Raw,
-    };
-    assert_eq!(with_base(&over("qcow2"), &[1; 512]), wrong("qcow2"));
-    assert_eq!(with_base(&over("vpc"), &[1; 512]), wrong("vpc"));
-    assert_eq!(with_base(&over("vmdk"), &[1; 512]), wrong("vmdk"));
+    let found = ImageFormat::Raw;
+    let wrong = |wanted| ImageError::ParentFormat { parent: parent(), wanted, found };
+    assert_eq!(with_base(&over("qcow2"), &[1; 512]), wrong(ImageFormat::Qcow2));
+    assert_eq!(with_base(&over("vpc"), &[1; 512]), wrong(ImageFormat::Vhd));
+    // Behind an extension that is nobody's, whose three bytes are filled up to eight.
+    let mut behind = over("qcow2");
+    behind.bytes.copy_within(104..117, 120);
+    let behind = behind.with32(104, 77).with32(108, 3).with64(112, u64::MAX);
+    assert_eq!(with_base(&behind, &[1; 512]), wrong(ImageFormat::Qcow2));
+    let unserved = ImageError::ParentUnserved { parent: parent(), wanted: "vmdk".into() };
+    assert_eq!(with_base(&over("vmdk"), &[1; 512]), unserved);
 }
 
 #[test]
@@ -491,7 +494,7 @@ fn a_differencing_vhd_has_what_it_was_given_and_its_parent_the_rest() {
     assert_eq!(over_base(&other), ImageError::ParentId { parent: parent() });
     let wrong = ImageError::ParentFormat {
         parent: parent(),
-        wanted: "vhd".into(),
+        wanted: ImageFormat::Vhd,
         found: ImageFormat::Raw,
     };
     assert_eq!(over_base(&[1; 512]), wrong);

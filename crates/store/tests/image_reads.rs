@@ -345,6 +345,37 @@ fn a_cluster_that_ends_too_early_is_an_error_of_all_of_it() {
     }
 }
 
+#[test]
+fn a_cluster_is_unpacked_from_its_own_sectors_alone() {
+    // 4096 + 5 bytes at the start of a sector take nine, and the entry says eight.
+    let (mut files, _) = chain(&[(12, vec![Kind::Compressed; 2])], &mut Rng::new(8));
+    let (at, l2) = (3 * 4096, 2 * 4096);
+    let entry: u64 = 1 << 62 | 7 << 58 | at;
+    files[0][l2..l2 + 8].copy_from_slice(&entry.to_be_bytes());
+    let (mut pool, images) = load(&files, 64, 16 << 10, 0);
+    let image = images.get("disk").unwrap();
+    assert_eq!(read(image, &mut pool, 0, 1), Err(StoreError::Damaged { at }));
+    read(image, &mut pool, 8, 1).unwrap();
+}
+
+#[test]
+fn a_reader_that_goes_on_unpacks_a_cluster_once() {
+    let kinds = vec![Kind::Compressed; 2];
+    let (files, disk) = chain(&[(16, kinds)], &mut Rng::new(9));
+    let (mut pool, places) = memory(64, &[&files[0]], 0);
+    let source = ImageSource { name: "disk".into(), file: places[0], format: None };
+    let images = Images::load(&mut pool, vec![source], 4096);
+    let image = images.get("disk").unwrap();
+    for cluster in 0..2 {
+        end(begin(image, &mut pool, cluster * 128, 1).unwrap(), &mut pool, &disk);
+        let at = (3 << 16) + usize::try_from(cluster).unwrap() * (65536 + 10);
+        pool.memory_mut().zero(places[0].at.after(at), 65536 + 10);
+        for first in 0..128 {
+            end(begin(image, &mut pool, cluster * 128 + first, 1).unwrap(), &mut pool, &disk);
+        }
+    }
+}
+
 /// Deflate's bits, packed as it packs them.
 fn bits(text: &str) -> Vec<u8> {
     let bits: Vec<u8> = text.bytes().filter(|byte| *byte != b' ').map(|byte| byte - b'0').collect();
@@ -353,15 +384,16 @@ fn bits(text: &str) -> Vec<u8> {
 
 #[test]
 fn a_cluster_that_refers_to_before_its_start_shows_nothing_of_another() {
-    let (mut files, _) = chain(&[(9, vec![Kind::Compressed, Kind::Compressed])], &mut Rng::new(6));
-    // Twice 258 bytes (code 285) from one byte back (code 0), with the fixed codes.
-    let packed = bits("1 10 11000101 00000 11000101 00000 0000000");
-    let second = 3 * 512 + 512 + 5;
+    // The first fills the window.
+    let (mut files, _) = chain(&[(15, vec![Kind::Compressed; 2])], &mut Rng::new(6));
+    // 128 times 258 bytes (code 285) from one byte back (code 0), with the fixed codes.
+    let packed = bits(&format!("1 10 {} 0000000", "11000101 00000".repeat(128)));
+    let second = (3 << 15) + (1 << 15) + 5;
     files[0][second..second + packed.len()].copy_from_slice(&packed);
     let (mut pool, images) = load(&files, 64, 16 << 10, 0);
     let image = images.get("disk").unwrap();
     read(image, &mut pool, 0, 1).unwrap();
-    assert_eq!(read(image, &mut pool, 1, 1).unwrap().1, vec![0; 512]);
+    assert_eq!(read(image, &mut pool, 64, 1).unwrap().1, vec![0; 512]);
 }
 
 #[test]

@@ -1,15 +1,14 @@
 //! The cache of what was unpacked of compressed clusters, one for all images.
 //!
 //! It has a fixed number of pages of the pool, set aside when images are loaded: a pool that is full
-//! fails no read. An entry is a page of an image's disk. What a request asks for is pinned, that is,
-//! keeps its place as long as a read is open; what else comes out of the same cluster is kept
-//! besides, as far as there is room.
+//! fails no read. An entry is a page of an image's disk. What a request is told of is pinned, that
+//! is, stays as it is as long as a read is open; what else comes out of the same cluster is kept as
+//! far as there is room.
 
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::fmt;
-use core::ops::Range;
 
 use xen_abi::{Gfn, PAGE_SIZE};
 
@@ -58,7 +57,8 @@ pub(crate) struct Demand {
 }
 
 impl Demand {
-    /// Pages for any request, wherever it begins, and for what else is in the cluster at its end.
+    /// Pages for any request, wherever it begins, and for a cluster beside what it was told of
+    /// already: the cluster's pages then take each other's places no more than what is pinned.
     fn nr_pages(self) -> usize {
         let request = self.request_bytes.div_ceil(PAGE_SIZE).saturating_add(1);
         let nr_sources = (1 + self.nr_small).min(PAGE_SIZE / SECTOR_SIZE);
@@ -103,13 +103,6 @@ struct Slot {
     next: usize,
 }
 
-/// Whether what is stored was asked for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Asked {
-    Yes,
-    No,
-}
-
 impl CacheOf {
     /// Makes a cache; what it is for the image `image` comes from [`for_image`](Self::for_image).
     ///
@@ -129,17 +122,18 @@ impl CacheOf {
         Self { cache: Rc::clone(&self.cache), image }
     }
 
-    /// Where page `number` of the disk is, as far as it is in `cluster`. `asked` are all bytes of
-    /// the cluster that are asked for. They keep their places as long as a read is open.
+    /// Where page `number` of the disk is, as far as it is in `cluster`. It stays there as long as
+    /// a read is open.
     ///
     /// # Errors
     /// [`StoreError::Damaged`], or [`StoreError::Busy`] where open reads pin too much.
+    // Out of line: the inflater would be most of the code and the stack of every read.
+    #[inline(never)]
     pub(crate) fn page<M: FrameMemory>(
         &self,
         pool: &mut PagePool<M>,
         cluster: &Cluster<'_>,
         number: u64,
-        asked: &Range<u64>,
     ) -> Result<Gfn, StoreError> {
         let Cache { inflater, slots } = &mut *self.cache.borrow_mut();
         let key = Key { image: self.image, number };
@@ -149,15 +143,11 @@ impl CacheOf {
             return Ok(page);
         }
         slots.fill += 1;
-        let unpacked = inflater.inflate(
-            pool,
-            cluster.file,
-            cluster.compressed,
-            cluster.len_bytes,
-            |pool, at, bytes| {
-                slots.store(pool, self.image, cluster.offset + at as u64, bytes, asked)
-            },
-        );
+        let store = |pool: &mut PagePool<M>, at: usize, bytes: &[u8]| {
+            slots.store(pool, self.image, cluster.offset + at as u64, bytes);
+        };
+        let &Cluster { file, compressed, len_bytes, .. } = cluster;
+        let unpacked = inflater.inflate(pool, file, compressed, len_bytes, store);
         if let Err(error) = unpacked {
             // What came out before the damage is as good as what did not.
             slots.forget_last_fill();
@@ -218,63 +208,39 @@ impl Slots {
         Some(slot.page)
     }
 
-    /// Keeps unpacked bytes, whole sectors from `offset` of the disk on.
+    /// Keeps unpacked bytes, whole sectors from `offset` of the disk on, as far as there is room.
     fn store<M: FrameMemory>(
         &mut self,
         pool: &mut PagePool<M>,
         image: u32,
         mut offset: u64,
         mut bytes: &[u8],
-        asked: &Range<u64>,
-    ) -> Result<(), StoreError> {
+    ) {
         while !bytes.is_empty() {
             let (number, start) = (offset / PAGE, offset % PAGE);
             let room = usize::try_from(PAGE - start).unwrap_or(PAGE_SIZE);
             let (now, later) = bytes.split_at(bytes.len().min(room));
-            let end = offset + now.len() as u64;
-            let is_asked = offset < asked.end && asked.start < end;
-            let asked = if is_asked { Asked::Yes } else { Asked::No };
             let key = Key { image, number };
-            let at = match self.find(key) {
-                Some(at) => Some(at),
-                None => self.evict(key, pool.read_epoch(), asked),
-            };
-            match (at, asked) {
-                (Some(at), _) => {
-                    let slot = &mut self.slots[at];
-                    let sectors = sectors(start, now.len() as u64);
-                    // An open read may have been told of what is there, and it is the same.
-                    if slot.sectors & sectors != sectors {
-                        let to = FrameAddr::start_of(slot.page);
-                        let start = usize::try_from(start).unwrap_or(0);
-                        pool.memory_mut().write(to.after(start), now);
-                        slot.sectors |= sectors;
-                        slot.fill = self.fill;
-                    }
-                    if asked == Asked::Yes {
-                        slot.pinned_in = Some(pool.read_epoch());
-                    }
+            if let Some(at) = self.find(key).or_else(|| self.evict(key, pool.read_epoch())) {
+                let slot = &mut self.slots[at];
+                let sectors = sectors(start, now.len() as u64);
+                // An open read may have been told of what is there, and it is the same.
+                if slot.sectors & sectors != sectors {
+                    let to = FrameAddr::start_of(slot.page);
+                    pool.memory_mut().write(to.after(usize::try_from(start).unwrap_or(0)), now);
+                    slot.sectors |= sectors;
+                    slot.fill = self.fill;
                 }
-                (None, Asked::Yes) => return Err(StoreError::Busy),
-                (None, Asked::No) => {}
             }
-            (offset, bytes) = (end, later);
+            (offset, bytes) = (offset + now.len() as u64, later);
         }
-        Ok(())
     }
 
-    /// Gives a slot another key. What was not asked for takes no slot that the same cluster filled:
-    /// a reader that goes on would have to unpack it again for each page.
-    fn evict(&mut self, key: Key, epoch: u64, asked: Asked) -> Option<usize> {
+    /// Gives the slot that has kept what it holds for longest another key.
+    fn evict(&mut self, key: Key, epoch: u64) -> Option<usize> {
         let nr = self.slots.len();
-        let find = |other_fill: bool| {
-            let mut order = (self.hand..nr).chain(0..self.hand);
-            order.find(|at| {
-                let slot = &self.slots[*at];
-                slot.pinned_in != Some(epoch) && (!other_fill || slot.fill != self.fill)
-            })
-        };
-        let at = find(true).or_else(|| if asked == Asked::Yes { find(false) } else { None })?;
+        let mut order = (self.hand..nr).chain(0..self.hand);
+        let at = order.find(|at| self.slots[*at].pinned_in != Some(epoch))?;
         self.hand = (at + 1) % nr;
         self.unlink(at);
         let next = core::mem::replace(self.head(key), at);

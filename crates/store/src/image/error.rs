@@ -114,9 +114,17 @@ pub enum ImageError {
         /// The parent's file name.
         parent: String,
         /// The format that this image says.
-        wanted: String,
+        wanted: ImageFormat,
         /// The format that the parent has.
         found: ImageFormat,
+    },
+    /// The parent should have a format that is not served.
+    #[error("its parent `{parent}` should be {wanted}, which is not served")]
+    ParentUnserved {
+        /// The parent's file name.
+        parent: String,
+        /// The format that this image says.
+        wanted: String,
     },
     /// The parent is another one than that this image was made over.
     #[error("its parent `{parent}` is not the one that it was made over: the unique ids differ")]

@@ -42,14 +42,14 @@ impl Inflater {
     /// `take` in order: all at once, or in pieces of 32 KiB, each with its place.
     ///
     /// # Errors
-    /// [`StoreError::Damaged`] where so many do not come out of it, or that of `take`.
+    /// [`StoreError::Damaged`] where so many do not come out of it.
     pub(crate) fn inflate<M: FrameMemory>(
         &mut self,
         pool: &mut PagePool<M>,
         file: &ImageFile,
         compressed: Compressed,
         len_bytes: usize,
-        mut take: impl FnMut(&mut PagePool<M>, usize, &[u8]) -> Result<(), StoreError>,
+        mut take: impl FnMut(&mut PagePool<M>, usize, &[u8]),
     ) -> Result<(), StoreError> {
         let damaged = StoreError::Damaged { at: compressed.at };
         let Self { state, window, input } = self;
@@ -76,7 +76,7 @@ impl Inflater {
             in_window += nr_out;
             let piece = len_bytes.min(WINDOW_BYTES);
             if in_window >= piece {
-                take(pool, nr_taken, &window[..piece])?;
+                take(pool, nr_taken, &window[..piece]);
                 nr_taken += piece;
                 in_window = 0;
                 if nr_taken == len_bytes {

@@ -209,7 +209,7 @@ impl Image {
         while at < bytes.end {
             let number = at / page_bytes;
             let end = bytes.end.min((number + 1) * page_bytes);
-            let page = FrameAddr::start_of(cache.page(pool, cluster, number, &bytes)?);
+            let page = FrameAddr::start_of(cache.page(pool, cluster, number)?);
             sink.frames(page.after(to_usize(at % page_bytes)), end - at);
             at = end;
         }

@@ -1,7 +1,7 @@
 //! The images there are, by their names, each joined to its parent.
 
 use alloc::rc::Rc;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use xen_abi::PAGE_SIZE;
@@ -57,8 +57,8 @@ pub(crate) struct ParentLink {
 pub(crate) enum ParentMust {
     /// Any image.
     Exist,
-    /// A file that is taken as one of this format, as qcow2 calls it.
-    HaveFormat(String),
+    /// A file that is taken as one of this format.
+    HaveFormat(ImageFormat),
     /// A VHD of this unique id.
     HaveId(UniqueId),
 }
@@ -68,6 +68,12 @@ struct Opened {
     name: String,
     image: Image,
     parent: Option<ParentLink>,
+}
+
+impl Opened {
+    fn stands_on(&self, name: &str) -> bool {
+        self.parent.as_ref().is_some_and(|parent| parent.name == name)
+    }
 }
 
 impl Images {
@@ -148,23 +154,21 @@ impl Images {
         good
     }
 
-    /// Joins images to their parents. Each round takes those whose parents are settled; what is
-    /// left when a round takes none are loops.
+    /// Joins images to their parents. Each round takes those whose parents do not wait any more;
+    /// what is left when a round takes none are loops.
     fn join(&mut self, mut pending: Vec<Opened>) {
-        loop {
-            let nr_before = pending.len();
-            let names: Vec<String> = pending.iter().map(|opened| opened.name.clone()).collect();
+        let mut nr_before = usize::MAX;
+        while pending.len() < nr_before {
+            nr_before = pending.len();
+            let waits: Vec<bool> = pending
+                .iter()
+                .map(|opened| pending.iter().any(|other| opened.stands_on(&other.name)))
+                .collect();
             let mut later = Vec::new();
-            for opened in pending {
-                let waits = opened.parent.as_ref().is_some_and(|parent| {
-                    self.get(&parent.name).is_none() && names.contains(&parent.name)
-                });
+            for (opened, waits) in pending.into_iter().zip(waits) {
                 if waits { later.push(opened) } else { self.settle(opened) }
             }
             pending = later;
-            if pending.len() == nr_before {
-                break;
-            }
         }
         for Opened { name, parent, .. } in pending {
             let parent = parent.map_or_else(String::new, |parent| parent.name);
@@ -194,31 +198,29 @@ impl Images {
                 ImageError::ParentMissing { parent }
             });
         };
-        let wanted = match must {
-            ParentMust::Exist => None,
-            // The file's own bytes, whatever they look like.
-            ParentMust::HaveFormat(format) if format == "raw" => {
-                return Ok(Rc::new(Image::raw(found.file)));
+        let format = |wanted| {
+            let found = found.format();
+            if wanted == found {
+                return Ok(());
             }
-            ParentMust::HaveFormat(format) => Some(format),
-            ParentMust::HaveId(id) => match &found.map {
-                Map::Vhd(vhd) if vhd.id == id => None,
-                Map::Vhd(_) => return Err(ImageError::ParentId { parent }),
-                _ => Some("vhd".to_string()),
-            },
+            Err(ImageError::ParentFormat { parent: parent.clone(), wanted, found })
         };
-        let format = found.format();
-        match wanted {
-            // QEMU's name of VHD.
-            Some(wanted)
-                if wanted != format.to_string()
-                    && !(wanted == "vpc" && format == ImageFormat::Vhd) =>
-            {
-                Err(ImageError::ParentFormat { parent, wanted, found: format })
+        match must {
+            ParentMust::Exist => {}
+            // The file's own bytes, whatever they look like.
+            ParentMust::HaveFormat(ImageFormat::Raw) => return Ok(Rc::new(Image::raw(found.file))),
+            ParentMust::HaveFormat(wanted) => format(wanted)?,
+            ParentMust::HaveId(id) => {
+                format(ImageFormat::Vhd)?;
+                if !matches!(&found.map, Map::Vhd(vhd) if vhd.id == id) {
+                    return Err(ImageError::ParentId { parent });
+                }
             }
-            _ if found.nr_parents() >= MAX_PARENTS => Err(ImageError::TooDeep { max: MAX_PARENTS }),
-            _ => Ok(Rc::clone(found)),
         }
+        if found.nr_parents() >= MAX_PARENTS {
+            return Err(ImageError::TooDeep { max: MAX_PARENTS });
+        }
+        Ok(Rc::clone(found))
     }
 }
 

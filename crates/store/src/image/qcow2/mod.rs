@@ -13,7 +13,7 @@ use alloc::vec;
 
 use crate::image::file::{PastEnd, be_u32, be_u64};
 use crate::image::set::{ParentLink, ParentMust, without_folders};
-use crate::image::{ImageError, ImageFile};
+use crate::image::{ImageError, ImageFile, ImageFormat};
 use crate::memory::FrameMemory;
 
 pub(crate) const MAGIC: [u8; 4] = *b"QFI\xfb";
@@ -202,11 +202,17 @@ impl Qcow2 {
         let path = text(memory, file, name_at, len, "its backing file's name")?;
         // Extensions end where the name begins, if not before.
         let end = name_at.min(self.cluster_bytes());
-        let must = match self.backing_format(memory, file, header_bytes, end)? {
-            Some(format) => ParentMust::HaveFormat(format),
+        let name: String = without_folders(&path).into();
+        let must = match self.backing_format(memory, file, header_bytes, end)?.as_deref() {
             None => ParentMust::Exist,
+            Some("raw") => ParentMust::HaveFormat(ImageFormat::Raw),
+            Some("qcow2") => ParentMust::HaveFormat(ImageFormat::Qcow2),
+            Some("vpc") => ParentMust::HaveFormat(ImageFormat::Vhd),
+            Some(other) => {
+                return Err(ImageError::ParentUnserved { parent: name, wanted: other.into() });
+            }
         };
-        Ok(Some(ParentLink { name: without_folders(&path).into(), must }))
+        Ok(Some(ParentLink { name, must }))
     }
 
     /// Looks through the header's extensions, which begin at byte `at`.
