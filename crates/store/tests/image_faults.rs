@@ -561,6 +561,7 @@ fn a_vhd_that_makes_no_sense() {
     let far = (u64::from(u32::MAX) << 32) + TABLE as u64;
     assert_eq!(good().with32(16, u32::MAX).refused(), past("its block table", far, 16));
     assert_eq!(good().with32(20, 512).refused(), ImageError::Overlap { at: 512 });
+    assert_eq!(good().with32(20, 1535).refused(), ImageError::Overlap { at: 1535 });
     assert_eq!(good().with_block(1, 0).refused(), ImageError::Overlap { at: 0 });
     assert_eq!(good().with_block(1, 4).refused(), ImageError::Overlap { at: 2048 });
     assert_eq!(good().with_block(1, 6).refused(), past("a block", 3072, 4608));
