@@ -1,9 +1,7 @@
 //! Archives: what is read out of them, and what is wrong with them.
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
-#[allow(dead_code, reason = "shared with other tests")]
 mod frames;
-#[allow(dead_code, reason = "shared with other tests")]
 mod images;
 
 use frames::Frames;

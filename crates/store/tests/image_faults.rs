@@ -2,9 +2,7 @@
 //! `qemu-img` does not make.
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
-#[allow(dead_code, reason = "shared with other tests")]
 mod frames;
-#[allow(dead_code, reason = "shared with other tests")]
 mod images;
 
 use frames::SECTOR;

@@ -1,9 +1,7 @@
 //! Reads of images against a model: in pieces, several open at once, with little room to unpack.
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
-#[allow(dead_code, reason = "shared with other tests")]
 mod frames;
-#[allow(dead_code, reason = "shared with other tests")]
 mod images;
 
 use std::ops::Range;

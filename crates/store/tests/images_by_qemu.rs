@@ -1,7 +1,6 @@
 //! Images that `qemu-img` makes: what is served is what `qemu-img convert -O raw` makes of them.
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
-#[allow(dead_code, reason = "shared with other tests")]
 mod frames;
 mod images;
 

@@ -1,5 +1,7 @@
 //! Files in frames, at byte offsets that no page has, and images of them.
 
+#![allow(dead_code, reason = "no test file uses all of it")]
+
 use std::rc::Rc;
 
 use store::{
