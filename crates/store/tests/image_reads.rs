@@ -197,7 +197,7 @@ fn end(begun: Begun, pool: &mut PagePool<Frames>, disk: &[u8]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(100))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn pieces_are_the_whole_wherever_the_file_lies(
