@@ -1,6 +1,8 @@
 //! Malformed images, each refused for exactly what is wrong with it, and a differencing VHD, which
 //! `qemu-img` does not make.
 
+// Miri takes many minutes, and nothing here is unsafe.
+#![cfg(not(miri))]
 #![allow(clippy::unwrap_used, reason = "a test may")]
 mod frames;
 mod images;

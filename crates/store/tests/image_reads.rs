@@ -1,5 +1,7 @@
 //! Reads of images against a model: in pieces, several open at once, with little room to unpack.
 
+// Miri takes many minutes, and nothing here is unsafe.
+#![cfg(not(miri))]
 #![allow(clippy::unwrap_used, reason = "a test may")]
 mod frames;
 mod images;
