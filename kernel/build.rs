@@ -8,6 +8,7 @@ fn main() {
     if std::env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("none") {
         println!("cargo::rustc-link-arg-bins=-T{root}/linker.ld");
         println!("cargo::rustc-link-arg-bins=--no-pie");
-        println!("cargo::rustc-link-arg-bins=-zmax-page-size=4096");
+        // No file padding up to a page: a loader copies the image, it maps nothing.
+        println!("cargo::rustc-link-arg-bins=--nmagic");
     }
 }
