@@ -1,6 +1,6 @@
 //! Requests on their way out, and what waits for their answers.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::VecDeque;
 
 use xen_abi::SharedMemory;
 
@@ -36,6 +36,7 @@ pub(crate) enum Then<T> {
 /// A request without its answer.
 #[derive(Debug)]
 pub(crate) struct Pending<T> {
+    req_id: u32,
     pub(crate) kind: MessageType,
     pub(crate) then: Then<T>,
 }
@@ -44,7 +45,8 @@ pub(crate) struct Pending<T> {
 pub(crate) struct Queue<T> {
     /// Whole messages, the first perhaps sent in part.
     bytes: VecDeque<u8>,
-    pending: BTreeMap<u32, Pending<T>>,
+    /// In the order they were queued in, which is also that of most answers.
+    pending: VecDeque<Pending<T>>,
     last_id: u32,
     held_bytes: usize,
     bound_bytes: usize,
@@ -54,7 +56,7 @@ impl<T> Queue<T> {
     pub(crate) fn new(bound_bytes: usize) -> Self {
         Self {
             bytes: VecDeque::new(),
-            pending: BTreeMap::new(),
+            pending: VecDeque::new(),
             last_id: 0,
             held_bytes: 0,
             bound_bytes,
@@ -88,14 +90,14 @@ impl<T> Queue<T> {
         for piece in pieces {
             self.bytes.extend(*piece);
         }
-        self.pending.insert(req_id, Pending { kind, then });
+        self.pending.push_back(Pending { req_id, kind, then });
     }
 
     /// A number that no pending request has. Not 0, which watch events carry.
     fn fresh_id(&mut self) -> u32 {
         loop {
             self.last_id = self.last_id.wrapping_add(1);
-            if self.last_id != 0 && !self.pending.contains_key(&self.last_id) {
+            if self.last_id != 0 && self.find(self.last_id).is_none() {
                 return self.last_id;
             }
         }
@@ -103,7 +105,11 @@ impl<T> Queue<T> {
 
     /// The request that an answer is for.
     pub(crate) fn take(&mut self, req_id: u32) -> Option<Pending<T>> {
-        self.pending.remove(&req_id)
+        self.pending.remove(self.find(req_id)?)
+    }
+
+    fn find(&self, req_id: u32) -> Option<usize> {
+        self.pending.iter().position(|pending| pending.req_id == req_id)
     }
 
     /// Moves as many bytes to the ring as fit.
