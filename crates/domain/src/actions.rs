@@ -259,7 +259,7 @@ impl<P: Platform> Domain<P> {
 
     /// What to remove with a vbd's error: also the directories above it that hold no other.
     fn error_root(&self, gone: &Vbd<P::Mapping>) -> String {
-        let others = || self.vbds.values().filter(|vbd| vbd.has_error).map(|vbd| vbd.id.key);
+        let others = || self.vbds.iter().filter(|vbd| vbd.has_error).map(|vbd| vbd.id.key);
         if others().next().is_none() {
             "error/backend".into()
         } else if others().all(|key| key.frontend != gone.id.key.frontend) {

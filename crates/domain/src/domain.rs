@@ -1,6 +1,6 @@
 //! The domain's parts and its turn.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use blkback::{Engine, Event, Media, Offer};
@@ -15,7 +15,8 @@ use crate::disks::{DiskId, Disks, Work};
 use crate::inbox::Tag;
 use crate::platform::{Next, Platform, Resources, ShutdownReason};
 use crate::text::Printable;
-use crate::vbd::{Identity, Vbd, VbdKey};
+use crate::vbd::{Identity, VbdKey};
+use crate::vbds::Vbds;
 
 /// Events that one step takes: a peer that sends again as soon as one is taken would never let it
 /// go on. What is left is still pending, so that the next step comes at once.
@@ -35,7 +36,7 @@ pub struct Domain<P: Platform> {
     pub(crate) xenstore: Xenstore<P::XenstorePage>,
     pub(crate) pool: PagePool<P::Memory>,
     pub(crate) engine: Engine,
-    pub(crate) vbds: BTreeMap<VbdKey, Vbd<P::Mapping>>,
+    pub(crate) vbds: Vbds<P::Mapping>,
     /// The vbd of each of our ports and which of its rings, by the port's number.
     pub(crate) ports: Vec<Option<(VbdKey, usize)>>,
     /// Vbds whose ring may have requests, each once.
@@ -138,7 +139,7 @@ impl<P: Platform> Domain<P> {
             xenstore: Xenstore { page, port: xenstore_port, client, ready: true, broken: false },
             pool,
             engine: Engine::new(area, max_indirect),
-            vbds: BTreeMap::new(),
+            vbds: Vbds::new(),
             ports: Vec::new(),
             runnable: VecDeque::new(),
             images: Images::default(),
@@ -231,7 +232,7 @@ impl<P: Platform> Domain<P> {
             }
         }
         if core::mem::take(&mut self.stalled) {
-            let keys: Vec<VbdKey> = self.vbds.keys().copied().collect();
+            let keys: Vec<VbdKey> = self.vbds.keys().collect();
             for key in keys {
                 self.proceed(platform, key);
             }
@@ -272,12 +273,12 @@ impl<P: Platform> Domain<P> {
             self.give_up(platform, now);
         }
         self.deadline = self.conversation.open_until();
-        for (key, vbd) in &mut self.vbds {
+        for vbd in self.vbds.iter_mut() {
             match vbd.timer {
                 Some(timer) if timer.at <= now => {
                     vbd.timer = None;
                     vbd.handle(timer.event);
-                    due.push(*key);
+                    due.push(vbd.id.key);
                 }
                 Some(timer) => {
                     let earlier = self.deadline.map_or(timer.at, |at| at.min(timer.at));
@@ -360,7 +361,7 @@ impl<P: Platform> Domain<P> {
 
     /// Lets go of all that others wait for: their pages, their ports.
     fn let_go(&mut self, platform: &mut P) {
-        let keys: Vec<VbdKey> = self.vbds.keys().copied().collect();
+        let keys: Vec<VbdKey> = self.vbds.keys().collect();
         for key in keys {
             self.disconnect(platform, key);
         }

@@ -12,6 +12,7 @@ use crate::domain::{Domain, Shutdown, shutdown_reason};
 use crate::inquiry::{FRONTEND, FRONTEND_ID, ONLINE, STATE, Subject};
 use crate::platform::{Platform, ShutdownReason};
 use crate::vbd::{BACKEND_DIR, Vbd, VbdId, VbdKey};
+use crate::vbds::Vbds;
 
 /// What an answer is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -236,8 +237,8 @@ impl<P: Platform> Domain<P> {
     }
 
     fn look_at_known(&mut self, platform: &mut P, domain: Option<DomId>) {
-        let of_it = |key: &&VbdKey| domain.is_none_or(|domain| key.frontend == domain);
-        let keys: Vec<VbdKey> = self.vbds.keys().filter(of_it).copied().collect();
+        let of_it = |key: &VbdKey| domain.is_none_or(|domain| key.frontend == domain);
+        let keys: Vec<VbdKey> = self.vbds.keys().filter(of_it).collect();
         for key in keys {
             self.look(platform, key);
         }
@@ -246,7 +247,7 @@ impl<P: Platform> Domain<P> {
     /// Looks at a device again, or for the first time.
     pub(crate) fn look(&mut self, platform: &mut P, key: VbdKey) {
         let next_life = &mut self.next_life;
-        let vbd = self.vbds.entry(key).or_insert_with(|| {
+        let vbd = self.vbds.get_or_insert_with(&key, || {
             *next_life = next_life.wrapping_add(1);
             Vbd::new(VbdId { key, life: *next_life })
         });
@@ -287,10 +288,7 @@ impl<P: Platform> Domain<P> {
 }
 
 /// The vbd whose answer has come, unless its key lives another life by now.
-fn living<M>(
-    vbds: &mut alloc::collections::BTreeMap<VbdKey, Vbd<M>>,
-    id: VbdId,
-) -> Option<&mut Vbd<M>> {
+fn living<M>(vbds: &mut Vbds<M>, id: VbdId) -> Option<&mut Vbd<M>> {
     vbds.get_mut(&id.key).filter(|vbd| vbd.id == id)
 }
 

@@ -25,6 +25,7 @@ mod refusal;
 mod rings;
 mod text;
 mod vbd;
+mod vbds;
 
 pub use domain::{Domain, StartError};
 pub use platform::{HypercallError, Next, Platform, Resources, ShutdownReason};
