@@ -24,7 +24,7 @@ pub enum SizeError {
 /// either case). At least one sector, and whole sectors.
 pub(crate) fn parse(text: &str) -> Result<u64, SizeError> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match &text[digits.len()..] {
+    let shift = match text.strip_prefix(digits).unwrap_or_default() {
         "" => 0,
         "K" | "k" => 10,
         "M" | "m" => 20,

@@ -96,7 +96,8 @@ impl fmt::Display for Expected {
 
 /// The parts of `key=value`: the key with its `=`, so that `ro` and `ro=` are two keys.
 pub(crate) fn key_value(word: &str) -> (&str, &str) {
-    word.split_at(word.find('=').map_or(word.len(), |at| at + 1))
+    let value_at = word.find('=').map_or(word.len(), |at| at + 1);
+    word.split_at_checked(value_at).unwrap_or((word, ""))
 }
 
 /// The words of a disk: between commas, blanks around a word do not count.
