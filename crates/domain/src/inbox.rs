@@ -178,11 +178,12 @@ impl<P: Platform> Domain<P> {
                     Ok(Reply::Value(value)) => Heard::Request(value.into()),
                     _ => Heard::Answered,
                 },
-                Tag::Watch | Tag::Usage | Tag::Control | Tag::Answered => {
-                    if let Err(error) = result {
-                        platform.log(format_args!("xenstore refuses our {tag:?}: {error}"));
-                    }
-                    if tag == Tag::Answered { Heard::Answered } else { Heard::Nothing }
+                Tag::Watch => tell_refused(platform, "watch", &result),
+                Tag::Usage => tell_refused(platform, "usage", &result),
+                Tag::Control => tell_refused(platform, "answer", &result),
+                Tag::Answered => {
+                    tell_refused(platform, "answer", &result);
+                    Heard::Answered
                 }
             },
             xenstore::Event::Stray(stray) => {
@@ -290,6 +291,17 @@ impl<P: Platform> Domain<P> {
 /// The vbd whose answer has come, unless its key lives another life by now.
 fn living<M>(vbds: &mut Vbds<M>, id: VbdId) -> Option<&mut Vbd<M>> {
     vbds.get_mut(&id.key).filter(|vbd| vbd.id == id)
+}
+
+fn tell_refused<P: Platform>(
+    platform: &mut P,
+    what: &str,
+    result: &Result<Reply<'_>, Error>,
+) -> Heard {
+    if let Err(error) = result {
+        platform.log(format_args!("xenstore refuses our {what}: {error}"));
+    }
+    Heard::Nothing
 }
 
 /// What an error says where the directory was removed meanwhile: its parent is dom0's.

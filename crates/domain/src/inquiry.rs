@@ -38,25 +38,27 @@ pub(crate) const REMOVABLE: &str = "removable";
 impl Subject {
     /// The nodes, in the order of the answers.
     pub(crate) fn nodes(&self) -> Vec<(Side, String)> {
-        let backend = |name: &str| (Side::Backend, String::from(name));
-        let frontend = |name: &str| (Side::Frontend, String::from(name));
+        let nodes = |nodes: &[(Side, &str)]| {
+            nodes.iter().map(|&(side, name)| (side, name.into())).collect()
+        };
         match self {
-            Self::Identity => [
-                STATE,
-                FRONTEND,
-                FRONTEND_ID,
-                keys::PARAMS,
-                keys::MODE,
-                keys::DEVICE_TYPE,
-                REMOVABLE,
-                keys::DISCARD_ENABLE,
-            ]
-            .map(backend)
-            .into(),
-            Self::Look => {
-                alloc::vec![backend(STATE), backend(ONLINE), frontend(STATE), backend(keys::PARAMS)]
-            }
-            Self::Terms => Terms::KEYS.map(frontend).into(),
+            Self::Identity => nodes(&[
+                (Side::Backend, STATE),
+                (Side::Backend, FRONTEND),
+                (Side::Backend, FRONTEND_ID),
+                (Side::Backend, keys::PARAMS),
+                (Side::Backend, keys::MODE),
+                (Side::Backend, keys::DEVICE_TYPE),
+                (Side::Backend, REMOVABLE),
+                (Side::Backend, keys::DISCARD_ENABLE),
+            ]),
+            Self::Look => nodes(&[
+                (Side::Backend, STATE),
+                (Side::Backend, ONLINE),
+                (Side::Frontend, STATE),
+                (Side::Backend, keys::PARAMS),
+            ]),
+            Self::Terms => nodes(&Terms::KEYS.map(|name| (Side::Frontend, name))),
             Self::Ring(terms, known) => {
                 // As many rings as a frontend may have.
                 let queue = u32::try_from(known.len()).unwrap_or(u32::MAX);

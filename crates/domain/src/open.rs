@@ -231,13 +231,14 @@ impl<P: Platform> Domain<P> {
         for key in holders {
             let Some(vbd) = self.vbds.get(&key) else { continue };
             platform.log(format_args!("vbd {key}: resized to {nr_sectors} sectors"));
-            let sectors = (vbd.node(keys::SECTORS), nr_sectors.to_string());
-            // Linux looks at the size again when our state is written, even unchanged.
-            let state = vbd.handshake.has_ring().then_some(XenbusState::Connected);
-            let state = state.map(|state| (vbd.node(STATE), state.to_string()));
-            let tag = Tag::Written(vbd.id);
-            for (node, value) in [Some(sectors), state].into_iter().flatten() {
-                self.submit(platform, Request::Write(&node, value.as_bytes()), tag);
+            let (tag, has_ring) = (Tag::Written(vbd.id), vbd.handshake.has_ring());
+            let (node, state_node) = (vbd.node(keys::SECTORS), vbd.node(STATE));
+            let value = nr_sectors.to_string();
+            self.submit(platform, Request::Write(&node, value.as_bytes()), tag);
+            if has_ring {
+                // Linux looks at the size again when our state is written, even unchanged.
+                let state = XenbusState::Connected.to_string();
+                self.submit(platform, Request::Write(&state_node, state.as_bytes()), tag);
             }
         }
     }
