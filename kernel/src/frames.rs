@@ -52,7 +52,8 @@ impl Frames {
         };
         assert!(
             offset < PAGE_SIZE && self.runs.iter().any(|run| fits(run).is_some()),
-            "{len} bytes at {at:?} are not the pool's"
+            "{len} bytes at byte {offset} of frame {} are not the pool's",
+            at.gfn
         );
         let frame = usize::try_from(at.gfn.0).map_or(0, |gfn| gfn * PAGE_SIZE);
         ptr::with_exposed_provenance_mut(frame + offset)
@@ -100,7 +101,7 @@ impl FrameMemory for Frames {
 impl Frames {
     fn word(&self, at: FrameAddr) -> *mut u32 {
         let word = self.at(at, size_of::<u32>()).cast::<u32>();
-        assert!(word.is_aligned(), "a word at {at:?}");
+        assert!(word.is_aligned(), "a word at byte {} of a frame", at.offset);
         word
     }
 }

@@ -10,7 +10,7 @@ use x86_64::instructions::segmentation::{CS, SS, Segment};
 use x86_64::instructions::tables::load_tss;
 use x86_64::registers::control::Cr2;
 use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
-use x86_64::structures::idt::InterruptDescriptorTable;
+use x86_64::structures::idt::{Entry, EntryOptions, InterruptDescriptorTable};
 use x86_64::structures::tss::TaskStateSegment;
 
 use crate::console;
@@ -178,34 +178,43 @@ pub(crate) fn init() {
 
 fn idt() -> InterruptDescriptorTable {
     let mut idt = InterruptDescriptorTable::new();
-    let stub = |vector: u64| VirtAddr::from_ptr(trap_stubs as *const ()) + vector * STUB_BYTES;
-    // SAFETY: each stub takes the frame of its vector, and never returns. The upcall's handler
-    // returns as an interrupt's does.
+    // SAFETY: each entry stands at its vector. The upcall's handler returns as an interrupt's does.
     unsafe {
-        idt.divide_error.set_handler_addr(stub(0));
-        idt.debug.set_handler_addr(stub(1));
-        idt.non_maskable_interrupt.set_handler_addr(stub(2));
-        idt.breakpoint.set_handler_addr(stub(3));
-        idt.overflow.set_handler_addr(stub(4));
-        idt.bound_range_exceeded.set_handler_addr(stub(5));
-        idt.invalid_opcode.set_handler_addr(stub(6));
-        idt.device_not_available.set_handler_addr(stub(7));
-        idt.double_fault.set_handler_addr(stub(8)).set_stack_index(DOUBLE_FAULT_IST);
-        idt.invalid_tss.set_handler_addr(stub(10));
-        idt.segment_not_present.set_handler_addr(stub(11));
-        idt.stack_segment_fault.set_handler_addr(stub(12));
-        idt.general_protection_fault.set_handler_addr(stub(13));
-        idt.page_fault.set_handler_addr(stub(14));
-        idt.x87_floating_point.set_handler_addr(stub(16));
-        idt.alignment_check.set_handler_addr(stub(17));
-        idt.machine_check.set_handler_addr(stub(18));
-        idt.simd_floating_point.set_handler_addr(stub(19));
-        idt.virtualization.set_handler_addr(stub(20));
-        idt.cp_protection_exception.set_handler_addr(stub(21));
-        idt.hv_injection_exception.set_handler_addr(stub(28));
-        idt.vmm_communication_exception.set_handler_addr(stub(29));
-        idt.security_exception.set_handler_addr(stub(30));
+        set_stub(&mut idt.divide_error, 0);
+        set_stub(&mut idt.debug, 1);
+        set_stub(&mut idt.non_maskable_interrupt, 2);
+        set_stub(&mut idt.breakpoint, 3);
+        set_stub(&mut idt.overflow, 4);
+        set_stub(&mut idt.bound_range_exceeded, 5);
+        set_stub(&mut idt.invalid_opcode, 6);
+        set_stub(&mut idt.device_not_available, 7);
+        set_stub(&mut idt.double_fault, 8).set_stack_index(DOUBLE_FAULT_IST);
+        set_stub(&mut idt.invalid_tss, 10);
+        set_stub(&mut idt.segment_not_present, 11);
+        set_stub(&mut idt.stack_segment_fault, 12);
+        set_stub(&mut idt.general_protection_fault, 13);
+        set_stub(&mut idt.page_fault, 14);
+        set_stub(&mut idt.x87_floating_point, 16);
+        set_stub(&mut idt.alignment_check, 17);
+        set_stub(&mut idt.machine_check, 18);
+        set_stub(&mut idt.simd_floating_point, 19);
+        set_stub(&mut idt.virtualization, 20);
+        set_stub(&mut idt.cp_protection_exception, 21);
+        set_stub(&mut idt.hv_injection_exception, 28);
+        set_stub(&mut idt.vmm_communication_exception, 29);
+        set_stub(&mut idt.security_exception, 30);
         idt[events::UPCALL_VECTOR].set_handler_addr(events::upcall_handler());
     }
     idt
+}
+
+/// Points an entry to its stub. Not inlined: two dozen times the same few lines.
+///
+/// # Safety
+/// The entry is that of `vector`, whose frame the stub takes; it never returns.
+#[inline(never)]
+unsafe fn set_stub<F>(entry: &mut Entry<F>, vector: u64) -> &mut EntryOptions {
+    let stub = VirtAddr::from_ptr(trap_stubs as *const ()) + vector * STUB_BYTES;
+    // SAFETY: the caller's contract.
+    unsafe { entry.set_handler_addr(stub) }
 }
