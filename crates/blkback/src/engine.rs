@@ -54,6 +54,21 @@ impl<M> Queue<M> {
         Self { ring, port, peer, mapped, stats: Stats::default(), unfinished: None }
     }
 
+    /// Requests that the frontend waits for: taken off the ring and not answered, which between
+    /// turns is but a discard, and those that wait on it. Of a ring that was broken only the former.
+    pub fn nr_in_flight(&mut self) -> u32
+    where
+        M: xen_abi::SharedMemory,
+    {
+        self.ring.outstanding() + self.ring.unconsumed().unwrap_or(0)
+    }
+
+    /// Pages of the frontend that stay mapped, the ring's own not among them.
+    #[must_use]
+    pub fn nr_mapped(&self) -> usize {
+        self.mapped.as_ref().map_or(0, Persistent::nr_pages)
+    }
+
     /// Lets the ring go: all that is mapped of its frontend, to be unmapped.
     #[must_use]
     pub fn into_mappings(self) -> Vec<M>
@@ -149,7 +164,7 @@ impl Engine {
         M: FrameMemory,
         D: BlockStore<M>,
     {
-        queue.ring.unconsumed()?;
+        queue.stats.at_hand.count(queue.ring.unconsumed()? as usize);
         self.begin(queue);
         let mut round = Round {
             entries: &mut self.round,

@@ -156,6 +156,12 @@ impl Handshake {
         self.ring == Ring::Mapped
     }
 
+    /// Whether it has closed, or is about to: a frontend that has a ring still has to let go of it.
+    #[must_use]
+    pub const fn is_closed(&self) -> bool {
+        matches!(self.phase, Phase::Closing | Phase::Closed | Phase::Lingering | Phase::Gone)
+    }
+
     /// Whether it waits for a disk that another vbd has.
     #[must_use]
     pub fn waits_for_disk(&self) -> bool {

@@ -23,4 +23,4 @@ pub use grants::{Grants, MapError};
 pub use handshake::{Action, Availability, Event, Handshake, Look, Online};
 pub use persistent::Persistent;
 pub use refused::{Reason, Refused};
-pub use stats::Stats;
+pub use stats::{Histogram, Stats};

@@ -143,7 +143,11 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
                 _ => continue,
             };
             entry.state = match parsed {
-                Ok(()) => State::Parsed(Task { kind, sector, pieces: start..self.pieces.len() }),
+                Ok(()) => {
+                    let pieces = start..self.pieces.len();
+                    self.stats.segments.count(pieces.len());
+                    State::Parsed(Task { kind, sector, pieces })
+                }
                 Err(reason) => {
                     self.pieces.truncate(start);
                     State::Done(Err(reason))

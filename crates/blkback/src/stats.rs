@@ -2,6 +2,46 @@
 
 use core::fmt;
 
+/// How often a number was met, by powers of two.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Histogram([u64; Histogram::NR_BUCKETS]);
+
+impl Histogram {
+    /// Bucket `n` is for numbers from 2^n on; the last one, from 4096 on, is for all that are greater.
+    const NR_BUCKETS: usize = 13;
+
+    /// Counts a number. 0, which has no bucket, is not counted.
+    pub fn count(&mut self, number: usize) {
+        if let Some(log2) = number.checked_ilog2() {
+            self.0[(log2 as usize).min(Self::NR_BUCKETS - 1)] += 1;
+        }
+    }
+
+    /// Whether nothing was counted.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl core::ops::AddAssign for Histogram {
+    fn add_assign(&mut self, other: Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(count, more)| *count += more);
+    }
+}
+
+/// `1:5,8:2`: five times 1, twice from 8 to 15. `-` where nothing was counted.
+impl fmt::Display for Histogram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut before = "";
+        for (log2, count) in self.0.iter().enumerate().filter(|(_, count)| **count > 0) {
+            write!(f, "{before}{}:{count}", 1_usize << log2)?;
+            before = ",";
+        }
+        if before.is_empty() { f.write_str("-") } else { Ok(()) }
+    }
+}
+
 /// Counters of one vbd since it was connected.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Stats {
@@ -23,6 +63,11 @@ pub struct Stats {
     pub nr_sectors_discarded: u64,
     /// Requests that were answered ERROR or EOPNOTSUPP.
     pub nr_errors: u64,
+    /// Requests that waited on the ring when a turn began, once for each turn that found any.
+    pub at_hand: Histogram,
+    /// Segments of each read, write, flush and barrier, direct or indirect, whose segments passed
+    /// their check, whatever came of it. A flush or barrier that has none is not counted.
+    pub segments: Histogram,
 }
 
 impl core::ops::AddAssign for Stats {
@@ -36,6 +81,8 @@ impl core::ops::AddAssign for Stats {
         self.nr_sectors_written += other.nr_sectors_written;
         self.nr_sectors_discarded += other.nr_sectors_discarded;
         self.nr_errors += other.nr_errors;
+        self.at_hand += other.at_hand;
+        self.segments += other.segments;
     }
 }
 
@@ -55,5 +102,65 @@ impl fmt::Display for Stats {
             self.nr_sectors_discarded,
             self.nr_errors
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::{Histogram, Stats};
+    use std::string::ToString;
+
+    fn histogram(numbers: impl IntoIterator<Item = usize>) -> Histogram {
+        let mut histogram = Histogram::default();
+        numbers.into_iter().for_each(|number| histogram.count(number));
+        histogram
+    }
+
+    #[test]
+    fn a_number_is_in_the_bucket_of_its_power_of_two() {
+        assert_eq!(histogram([]).to_string(), "-");
+        assert!(histogram([0, 0]).is_empty());
+        assert!(!histogram([1]).is_empty());
+        assert_eq!(histogram([1, 2, 3, 4, 7, 8]).to_string(), "1:1,2:2,4:2,8:1");
+        assert_eq!(histogram([4095, 4096, 8192, usize::MAX]).to_string(), "2048:1,4096:3");
+        let every = "1:1,2:2,4:4,8:8,16:16,32:32,64:64,128:128,256:256,512:512,1024:1024,\
+                     2048:2048,4096:1";
+        assert_eq!(histogram(0..=4096).to_string(), every);
+    }
+
+    #[test]
+    fn what_the_rings_did_is_added_up() {
+        let one = Stats {
+            nr_reads: 1,
+            nr_writes: 2,
+            nr_flushes: 3,
+            nr_barriers: 4,
+            nr_discards: 5,
+            nr_sectors_read: 6,
+            nr_sectors_written: 7,
+            nr_sectors_discarded: 8,
+            nr_errors: 9,
+            at_hand: histogram([1, 32]),
+            segments: histogram([11]),
+        };
+        let mut sum = one;
+        sum += one;
+        assert_eq!(
+            sum,
+            Stats {
+                nr_reads: 2,
+                nr_writes: 4,
+                nr_flushes: 6,
+                nr_barriers: 8,
+                nr_discards: 10,
+                nr_sectors_read: 12,
+                nr_sectors_written: 14,
+                nr_sectors_discarded: 16,
+                nr_errors: 18,
+                at_hand: histogram([1, 1, 32, 32]),
+                segments: histogram([11, 11]),
+            }
+        );
     }
 }

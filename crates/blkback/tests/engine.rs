@@ -431,6 +431,62 @@ fn a_discard_gives_memory_back_and_a_long_one_takes_several_turns() {
 }
 
 #[test]
+fn requests_at_hand_and_their_segments_are_counted() {
+    let mut lab = Lab::new();
+    let (_, gref) = lab.page(GrantAccess::ReadWrite);
+    let one = segment(gref, 0, 0);
+    let shown = |lab: &Lab| {
+        let stats = &lab.queue.stats;
+        (stats.at_hand.to_string(), stats.segments.to_string())
+    };
+    // A turn that finds nothing.
+    lab.turn();
+    assert_eq!(shown(&lab), ("-".into(), "-".into()));
+    lab.put(read(0, &[one; 3]));
+    lab.put(write(0, &[one; 11]));
+    lab.put(Operation::Flush(transfer(0, &[])));
+    lab.put(Operation::Flush(transfer(0, &[one])));
+    lab.put(Operation::Barrier(transfer(0, &[one; 2])));
+    let op = indirect(&lab, IndirectOp::Write, 0, &[one; 200]);
+    lab.put(op);
+    lab.turn();
+    assert_eq!(shown(&lab), ("4:1".into(), "1:1,2:2,8:1,128:1".into()));
+    assert_eq!(lab.queue.stats.nr_errors, 0);
+    // Refused with segments that are in order, with one that is not, and with none to speak of.
+    lab.put(read(NR_SECTORS, &[one; 4]));
+    lab.put(read(0, &[one, segment(gref, 0, 8)]));
+    lab.put(Operation::Unknown { code: OpCode(77) });
+    lab.turn();
+    assert_eq!(shown(&lab), ("2:1,4:1".into(), "1:1,2:2,4:1,8:1,128:1".into()));
+    assert_eq!(lab.queue.stats.nr_errors, 3);
+}
+
+#[test]
+fn what_a_frontend_waits_for_is_in_flight() {
+    let mut lab = Lab::with_pool(3000);
+    let nr_sectors = 8 * 2000;
+    lab.disk = PageDisk::new(nr_sectors, BlockSize::B512, 2000, &lab.pool).unwrap();
+    let (_, gref) = lab.page(GrantAccess::ReadOnly);
+    for n in 0..8 {
+        let op = indirect(&lab, IndirectOp::Write, n * 2000, &vec![segment(gref, 0, 7); 250]);
+        assert_eq!(lab.serve(op), OKAY);
+    }
+    assert_eq!(lab.queue.nr_in_flight(), 0);
+    // It takes two turns.
+    lab.put(Operation::Discard { sector: Sector(0), nr_sectors, secure: false });
+    lab.put(read(0, &[segment(gref, 0, 0)]));
+    lab.put(read(0, &[segment(gref, 0, 0)]));
+    let _ = lab.front.publish();
+    let mut seen = vec![lab.queue.nr_in_flight()];
+    for _ in 0..3 {
+        lab.turn();
+        seen.push(lab.queue.nr_in_flight());
+    }
+    assert_eq!(seen, [3, 3, 2, 0]);
+    assert_eq!(lab.queue.stats.at_hand.to_string(), "1:8,2:3");
+}
+
+#[test]
 fn blocks_of_4096_bytes_are_read_and_written_whole() {
     let mut lab = Lab::new();
     lab.disk = PageDisk::new(NR_SECTORS, BlockSize::B4096, 10, &lab.pool).unwrap();
@@ -732,6 +788,7 @@ fn a_producer_past_the_ring_stops_it_before_a_slot_is_touched() {
     let mapping = lab.platform.map(lab.guest, &[gref]).unwrap();
     let max = lab.engine.max_indirect();
     lab.queue.ring = BackRing::attach(mapping, Abi::X86_64, max).unwrap();
+    assert_eq!(lab.queue.nr_in_flight(), 0);
     let mut media = Media {
         disk: &mut lab.disk,
         access: lab.access,
