@@ -65,7 +65,7 @@ class Domain:
 POOL = "pool total_pages=16384 free_pages=4096 reserve_pages=64\n"
 IMAGE = "image name=gold format=qcow2 sectors=524288\n"
 DISK = "disk name=12 type=overlay sectors=524288 block=512 pages=3 cap_pages=16384 base=gold access=rw vbds=7/51712,8/51728\n"
-OWN = "disk name=- type=null sectors=2147483648 block=4096 pages=0 cap_pages=0 base=- access=ro vbds=9/51712\n"
+OWN = "disk name=- type=null sectors=2147483648 block=4096 pages=0 cap_pages=- base=- access=ro vbds=9/51712\n"
 MANY = POOL + "".join(
     f"disk name=a-disk-with-quite-a-long-name-{n} type=ram sectors=2097152 block=512 pages={n} cap_pages=262144 base=- access=rw vbds=-\n" for n in range(32)
 )
@@ -128,14 +128,14 @@ class Verbs(GranaryctlTest):
             "\n"
             "DISK  TYPE        SIZE    USED     CAP  BLOCK  BASE  ACCESS  VBDS\n"
             "12    overlay  256 MiB  12 KiB  64 MiB    512  gold  rw      7/51712 8/51728\n"
-            "-     null       1 TiB     0 B     0 B   4096  -     ro      9/51712\n",
+            "-     null       1 TiB     0 B       -   4096  -     ro      9/51712\n",
         )
 
     def test_json(self):
         code, out, _ = self.ctl("list", "--json")
         self.assertEqual(code, 0)
         overlay = {"name": "12", "type": "overlay", "sectors": 524288, "block": 512, "pages": 3, "cap_pages": 16384, "base": "gold", "access": "rw"}
-        null = {"name": None, "type": "null", "sectors": 2147483648, "block": 4096, "pages": 0, "cap_pages": 0, "base": None, "access": "ro"}
+        null = {"name": None, "type": "null", "sectors": 2147483648, "block": 4096, "pages": 0, "cap_pages": None, "base": None, "access": "ro"}
         self.assertEqual(
             json.loads(out),
             {

@@ -201,8 +201,9 @@ impl<P: Platform> Domain<P> {
         for entry in self.disks.iter() {
             let geometry = BlockStore::<P::Memory>::geometry(&entry.disk);
             let (nr_pages, cap_pages) = match &entry.disk {
-                Disk::Pages(disk) => (disk.usage().nr_pages, disk.usage().cap_pages),
-                Disk::Image(_) | Disk::Null(_) => (0, 0),
+                Disk::Pages(disk) => (disk.usage().nr_pages, disk.usage().cap_pages.to_string()),
+                // They are not made of pages.
+                Disk::Image(_) | Disk::Null(_) => (0, "-".into()),
             };
             let _ = writeln!(
                 list,

@@ -79,7 +79,7 @@ fn what_there_is_is_listed() {
              access=rw vbds={guest}/51712\n\
              disk name=- type=ram sectors=2048 block=4096 pages=0 cap_pages=16 base=- access=rw \
              vbds={guest}/51728\n\
-             disk name=- type=image sectors=2048 block=512 pages=0 cap_pages=0 base=- access=ro \
+             disk name=- type=image sectors=2048 block=512 pages=0 cap_pages=- base=- access=ro \
              vbds={guest}/51744\n"
         )
     );
