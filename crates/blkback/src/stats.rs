@@ -72,15 +72,19 @@ pub struct Stats {
 
 impl core::ops::AddAssign for Stats {
     fn add_assign(&mut self, other: Self) {
-        self.nr_reads += other.nr_reads;
-        self.nr_writes += other.nr_writes;
-        self.nr_flushes += other.nr_flushes;
-        self.nr_barriers += other.nr_barriers;
-        self.nr_discards += other.nr_discards;
-        self.nr_sectors_read += other.nr_sectors_read;
-        self.nr_sectors_written += other.nr_sectors_written;
-        self.nr_sectors_discarded += other.nr_sectors_discarded;
-        self.nr_errors += other.nr_errors;
+        for (count, more) in [
+            (&mut self.nr_reads, other.nr_reads),
+            (&mut self.nr_writes, other.nr_writes),
+            (&mut self.nr_flushes, other.nr_flushes),
+            (&mut self.nr_barriers, other.nr_barriers),
+            (&mut self.nr_discards, other.nr_discards),
+            (&mut self.nr_sectors_read, other.nr_sectors_read),
+            (&mut self.nr_sectors_written, other.nr_sectors_written),
+            (&mut self.nr_sectors_discarded, other.nr_sectors_discarded),
+            (&mut self.nr_errors, other.nr_errors),
+        ] {
+            *count += more;
+        }
         self.at_hand += other.at_hand;
         self.segments += other.segments;
     }

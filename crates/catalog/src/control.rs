@@ -35,6 +35,8 @@ pub enum Ask<'a> {
 pub enum Command<'a> {
     /// `list`: the pool, the images and the disks.
     List,
+    /// `stats`: what the vbds have done.
+    Stats,
     /// `create NAME TYPE[,OPTION…]`
     Create {
         /// The new disk's name.
@@ -70,7 +72,7 @@ pub enum Command<'a> {
 }
 
 const COMMANDS: Expected =
-    Expected(&["list", "create", "remove", "resize", "snapshot", "clone", "discard-all"]);
+    Expected(&["list", "stats", "create", "remove", "resize", "snapshot", "clone", "discard-all"]);
 
 impl<'a> ControlRequest<'a> {
     /// Reads a request.
@@ -128,6 +130,7 @@ impl<'a> Command<'a> {
     fn parse(words: &mut Words<'a>) -> Result<Self, Error<'a>> {
         Ok(match words.verb {
             "list" => Self::List,
+            "stats" => Self::Stats,
             "create" => {
                 let name = words.name("NAME")?;
                 Self::Create { name, disk: DiskType::parse(words.next("a type of disk")?)? }
@@ -200,6 +203,7 @@ mod tests {
         let name = |text| Name::parse(text).unwrap();
         let (a, b) = (name("a"), name("b"));
         assert_eq!(run("id list"), Command::List);
+        assert_eq!(run("id stats"), Command::Stats);
         let disk = DiskType::Ram { size_bytes: 4096, cap_bytes: 512, block_bytes: 512 };
         assert_eq!(run("id create a ram,size=4K,cap=512"), Command::Create { name: a, disk });
         assert_eq!(run(" id\tremove  a\n"), Command::Remove(a));
@@ -238,6 +242,7 @@ mod tests {
         assert_eq!(refused("id"), ("id", Problem::Missing("a command")));
         assert_eq!(refused("id List"), ("List", Problem::UnknownCommand(COMMANDS)));
         assert_eq!(refused("id list all"), ("all", Problem::Surplus));
+        assert_eq!(refused("id stats d"), ("d", Problem::Surplus));
         for verb in ["create", "remove", "resize", "snapshot", "clone", "discard-all"] {
             let missing = Problem::Missing("NAME").of(verb);
             let text = ["id ", verb].concat();
@@ -264,8 +269,8 @@ mod tests {
         assert_eq!(text("id list all"), "`all`: one word too many");
         assert_eq!(
             text("id destroy a"),
-            "`destroy`: unknown command, expected list, create, remove, resize, snapshot, clone or \
-             discard-all"
+            "`destroy`: unknown command, expected list, stats, create, remove, resize, snapshot, \
+             clone or discard-all"
         );
         let no_id = ControlRequest::parse("a_b list").unwrap_err().to_string();
         assert_eq!(no_id, "`a_b`: not an id, expected 1 to 16 of A-Z a-z 0-9 -");

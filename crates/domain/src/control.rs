@@ -57,7 +57,7 @@ impl<P: Platform> Domain<P> {
             Turn::Say(part) => part,
             Turn::Run(id, command) => {
                 let result = self.run(platform, &command).map_err(|refusal| refusal.to_string());
-                if result.is_ok() && !matches!(command, Command::List) {
+                if result.is_ok() && !matches!(command, Command::List | Command::Stats) {
                     let (_, command) = words.trim_ascii().split_once(' ').unwrap_or_default();
                     platform.log(format_args!("done for dom0: {}", Printable(command.as_bytes())));
                 }
@@ -99,6 +99,7 @@ impl<P: Platform> Domain<P> {
     fn run(&mut self, platform: &mut P, command: &Command<'_>) -> Result<String, Refusal> {
         match command {
             Command::List => Ok(self.describe()),
+            Command::Stats => Ok(self.describe_work(platform)),
             Command::Create { name, disk } => self.create(*name, disk).map(|_| String::new()),
             Command::Remove(name) => {
                 let id = self.idle(*name)?;
@@ -188,12 +189,7 @@ impl<P: Platform> Domain<P> {
 
     /// What a person wants to know of the pool, the images and the disks.
     fn describe(&self) -> String {
-        let mut list = format!(
-            "pool total_pages={} free_pages={} reserve_pages={}\n",
-            self.pool.nr_total(),
-            self.pool.nr_free(),
-            self.pool.nr_reserve(),
-        );
+        let mut list = format!("{}\n", self.describe_pool());
         for (name, image) in self.images.iter() {
             let (format, nr_sectors) = (image.format(), image.nr_sectors());
             let _ = writeln!(list, "image name={name} format={format} sectors={nr_sectors}");
@@ -224,6 +220,16 @@ impl<P: Platform> Domain<P> {
             );
         }
         list
+    }
+
+    /// The pool's line, but for its end.
+    pub(crate) fn describe_pool(&self) -> String {
+        format!(
+            "pool total_pages={} free_pages={} reserve_pages={}",
+            self.pool.nr_total(),
+            self.pool.nr_free(),
+            self.pool.nr_reserve(),
+        )
     }
 }
 

@@ -14,6 +14,9 @@ use xen_abi::Instant;
 /// A part's length in bytes at most, its first line included.
 const MAX_PART: usize = 1500;
 
+/// What of it the longest first line leaves to the lines of the answer.
+pub(crate) const ROOM: usize = MAX_PART - "1234567890123456 9999/9999 error\n".len();
+
 /// How long an answer waits for its reader.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -93,12 +96,10 @@ struct Answer {
 
 impl Answer {
     fn new(id: Id<'_>, verdict: &'static str, body: &str) -> Self {
-        // The longest first line there can be.
-        let room = MAX_PART - "1234567890123456 9999/9999 error\n".len();
         let mut parts = Vec::from([String::new()]);
         for line in body.split_inclusive('\n') {
             if let Some(last) = parts.last_mut()
-                && last.len() + line.len() <= room
+                && last.len() + line.len() <= ROOM
             {
                 last.push_str(line);
             } else {

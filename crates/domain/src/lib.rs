@@ -23,6 +23,7 @@ mod open;
 mod platform;
 mod refusal;
 mod rings;
+mod statistics;
 mod text;
 mod vbd;
 mod vbds;

@@ -182,10 +182,9 @@ impl<P: Platform> Domain<P> {
         if vbd.rings.is_empty() {
             return;
         }
-        let mut stats = Stats::default();
+        let stats = vbd.stats();
         for Ring { queue, max_mapped, .. } in core::mem::take(&mut vbd.rings) {
             self.mapped_left += max_mapped;
-            stats += queue.stats;
             if let Some(place) = self.ports.get_mut(queue.port.0 as usize) {
                 *place = None;
             }
@@ -193,6 +192,13 @@ impl<P: Platform> Domain<P> {
         }
         if let Some(vbd) = self.vbds.get_mut(&key) {
             vbd.say(platform, format_args!("closed after {stats}"));
+            if !stats.at_hand.is_empty() {
+                let Stats { at_hand, segments, .. } = stats;
+                vbd.say(
+                    platform,
+                    format_args!("requests at hand {at_hand}; segments a request {segments}"),
+                );
+            }
         }
         self.unlink(platform, key);
         self.usage_changed = true;

@@ -6,7 +6,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
-use blkback::{Action, Discards, Event, Handshake, Queue};
+use blkback::{Action, Discards, Event, Handshake, Queue, Stats};
 use blkif::keys::VdiskInfo;
 use store::Access;
 use xen_abi::{DomId, Instant};
@@ -160,6 +160,13 @@ impl<M> Vbd<M> {
             Identity::Open(device) => Some(device.disk),
             _ => None,
         }
+    }
+
+    /// What was done on its rings since they were connected.
+    pub(crate) fn stats(&self) -> Stats {
+        let mut sum = Stats::default();
+        self.rings.iter().for_each(|ring| sum += ring.queue.stats);
+        sum
     }
 
     /// Takes the next ring that may have requests, round them all.

@@ -4,8 +4,10 @@
 
 use std::time::Duration;
 
-use sim::Lab;
-use xen_abi::DomId;
+use blkif::{Operation, Request, RequestId, Sector, Segment, Segments, Transfer};
+use sim::toolstack::{Device, DiskSpec};
+use sim::{FrontendConfig, GrantAccess, Lab, Load};
+use xen_abi::{DomId, GrantRef};
 
 const DOM0: DomId = DomId(0);
 
@@ -83,6 +85,132 @@ fn what_there_is_is_listed() {
              vbds={guest}/51744\n"
         )
     );
+}
+
+/// Has requests served that were made by hand; how many were answered.
+fn serve(lab: &mut Lab, disk: Device, ring: usize, ops: &[Operation]) -> usize {
+    push(lab, disk, ring, ops);
+    lab.frontend(disk).queues()[ring].publish();
+    lab.settle();
+    lab.frontend(disk).queues()[ring].responses().len()
+}
+
+fn push(lab: &mut Lab, disk: Device, ring: usize, ops: &[Operation]) {
+    let queue = &mut lab.frontend(disk).queues()[ring];
+    ops.iter().for_each(|&op| queue.push(&Request { id: RequestId(1), handle: 0, op }));
+}
+
+/// So many segments of a sector each.
+fn transfer(sector: u64, gref: GrantRef, nr: usize) -> Transfer {
+    let segments = [Segment { gref, first_sect: 0, last_sect: 0 }; 11];
+    Transfer { sector: Sector(sector), segments: Segments::new(&segments[..nr]).unwrap() }
+}
+
+/// The lines of `stats`, the pool's without the heap's peak, which is the platform's business.
+fn stats(lab: &mut Lab) -> Vec<String> {
+    let body = run(lab, "stats").unwrap();
+    let mut lines: Vec<String> = body.lines().map(String::from).collect();
+    lines[0] = lines[0].split_once(" heap_peak_bytes=").unwrap().0.to_string();
+    lines
+}
+
+#[test]
+fn what_the_vbds_have_done_is_told() {
+    let mut lab = lab(6);
+    let guest = lab.create_guest();
+    let disk = lab.attach(guest, "xvda", "gold,cow=home");
+    let waits = lab.attach(guest, "xvdb", "ram,size=1M");
+    lab.try_attach(guest, &DiskSpec::new("xvdc", "floppy")).unwrap_err();
+    let config = FrontendConfig { load: Load::ByHand, nr_queues: 2, ..FrontendConfig::default() };
+    lab.connect_as(disk, config);
+    let nothing = "reads=0 sectors_read=0 writes=0 sectors_written=0 flushes=0 barriers=0 \
+                   discards=0 sectors_discarded=0 errors=0 mapped=0 at_hand=- segments=-";
+    let home = format!("vbd id={guest}/51712 disk=home");
+    let pool = "pool total_pages=1981 free_pages=1981 reserve_pages=123 handles=2";
+    let others = [
+        format!("vbd id={guest}/51728 disk=- state=waiting rings=0 in_flight=0 {nothing}"),
+        format!("vbd id={guest}/51744 disk=- state=refused rings=0 in_flight=0 {nothing}"),
+    ];
+    let [waiting, refused] = &others;
+    assert_eq!(
+        stats(&mut lab),
+        [pool, &format!("{home} state=connected rings=2 in_flight=0 {nothing}"), waiting, refused]
+    );
+
+    let (_, gref) = lab.frontend(disk).queues()[0].grant_page(GrantAccess::ReadWrite);
+    let read = |sector, nr| Operation::Read(transfer(sector, gref, nr));
+    let write = |sector, nr| Operation::Write(transfer(sector, gref, nr));
+    let flush = Operation::Flush(transfer(0, gref, 0));
+    let barrier = Operation::Barrier(transfer(100, gref, 3));
+    let discard = Operation::Discard { sector: Sector(0), nr_sectors: 80, secure: false };
+    assert_eq!(serve(&mut lab, disk, 0, &[read(0, 1), read(0, 11), read(2047, 2)]), 3);
+    assert_eq!(serve(&mut lab, disk, 1, &[write(0, 2), flush, barrier, discard]), 4);
+    // What waits is in flight, here without an event.
+    push(&mut lab, disk, 0, &[read(0, 1), read(0, 1)]);
+    lab.frontend(disk).queues()[0].pages()[0].store_u32(0, 5);
+    let did = "reads=2 sectors_read=12 writes=2 sectors_written=5 flushes=1 barriers=1 \
+               discards=1 sectors_discarded=80 errors=1 mapped=2 at_hand=2:1,4:1 \
+               segments=1:1,2:3,8:1";
+    assert_eq!(
+        stats(&mut lab),
+        [
+            "pool total_pages=1981 free_pages=1979 reserve_pages=123 handles=4",
+            &format!("{home} state=connected rings=2 in_flight=2 {did}"),
+            waiting,
+            refused
+        ]
+    );
+    assert_eq!(serve(&mut lab, disk, 0, &[]), 2);
+
+    lab.frontend(disk).close();
+    lab.run_until("the close", |lab| lab.is_closed(disk));
+    lab.detach(waits);
+    assert_eq!(
+        stats(&mut lab)[1..],
+        [format!("{home} state=closed rings=0 in_flight=0 {nothing}"), refused.clone()]
+    );
+    let console = lab.machine().console();
+    let vbd = format!("vbd {guest}/51712");
+    let said: Vec<&String> = console.iter().filter(|line| line.starts_with(&vbd)).collect();
+    assert_eq!(
+        said[said.len() - 2..],
+        [
+            &format!(
+                "{vbd}: closed after 4 reads (14 sectors), 2 writes (5 sectors), 1 flushes, \
+                 1 barriers, 1 discards (80 sectors), 1 errors"
+            ),
+            &format!("{vbd}: requests at hand 2:2,4:1; segments a request 1:3,2:3,8:1"),
+        ]
+    );
+}
+
+#[test]
+fn what_many_vbds_have_done_is_told_in_parts() {
+    let mut lab = lab(7);
+    let mut expected = String::new();
+    for _ in 0..8 {
+        let guest = lab.create_guest();
+        for vdev in ["xvda", "xvdb", "xvdc", "xvdd"] {
+            let disk = lab.attach(guest, vdev, "null,size=1M");
+            expected += &format!(
+                "vbd id={guest}/{} disk=- state=waiting rings=0 in_flight=0 reads=0 \
+                 sectors_read=0 writes=0 sectors_written=0 flushes=0 barriers=0 discards=0 \
+                 sectors_discarded=0 errors=0 mapped=0 at_hand=- segments=-\n",
+                disk.devid
+            );
+        }
+    }
+    let mut body = String::new();
+    let mut answer = ask(&mut lab, "many stats");
+    for part in 1..=5 {
+        assert!(answer.len() <= 1500, "{} bytes", answer.len());
+        let (head, lines) = answer.split_once('\n').unwrap();
+        assert_eq!(head, format!("many {part}/5 ok"));
+        body += lines;
+        answer = ask(&mut lab, &format!("many part {}", part + 1));
+    }
+    assert_eq!(answer, "many 1/1 error\nthere is no such part");
+    assert_eq!(body.split_once('\n').unwrap().1, expected);
 }
 
 #[test]

@@ -74,6 +74,7 @@ fn print_ask(ask: &Ask<'_>) -> String {
     match ask {
         Ask::Part(part) => format!("part {part}"),
         Ask::Run(Command::List) => "list".to_string(),
+        Ask::Run(Command::Stats) => "stats".to_string(),
         Ask::Run(Command::Create { name, disk }) => format!("create {name} {}", print_disk(disk)),
         Ask::Run(Command::Remove(name)) => format!("remove {name}"),
         Ask::Run(Command::Resize { name, size_bytes }) => format!("resize {name} {size_bytes}"),
