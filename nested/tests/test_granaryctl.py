@@ -66,6 +66,15 @@ POOL = "pool total_pages=16384 free_pages=4096 reserve_pages=64\n"
 IMAGE = "image name=gold format=qcow2 sectors=524288\n"
 DISK = "disk name=12 type=overlay sectors=524288 block=512 pages=3 cap_pages=16384 base=gold access=rw vbds=7/51712,8/51728\n"
 OWN = "disk name=- type=null sectors=2147483648 block=4096 pages=0 cap_pages=- base=- access=ro vbds=9/51712\n"
+HEAP = POOL.replace("\n", " handles=37 heap_peak_bytes=430080\n")
+BUSY = (
+    "vbd id=7/51712 disk=12 state=connected rings=2 in_flight=3 reads=1234 sectors_read=2517504 writes=56 sectors_written=448 flushes=7 barriers=0 "
+    "discards=1 sectors_discarded=8192 errors=2 mapped=35 at_hand=1:900,32:40 segments=1:20,8:1270\n"
+)
+IDLE = (
+    "vbd id=9/51728 disk=- state=waiting rings=0 in_flight=0 reads=0 sectors_read=0 writes=0 sectors_written=0 flushes=0 barriers=0 "
+    "discards=0 sectors_discarded=0 errors=0 mapped=0 at_hand=- segments=-\n"
+)
 MANY = POOL + "".join(
     f"disk name=a-disk-with-quite-a-long-name-{n} type=ram sectors=2097152 block=512 pages={n} cap_pages=262144 base=- access=rw vbds=-\n" for n in range(32)
 )
@@ -76,7 +85,7 @@ class GranaryctlTest(unittest.TestCase):
         nodes = {"/local/domain/0/name": "Domain-0", "/local/domain/5": "", "/local/domain/5/name": "granary", "/local/domain/11/name": "other"}
         self.store = self.enterContext(Xenstored(nodes))
         self.enterContext(mock.patch.dict(os.environ, {"XENSTORED_PATH": str(self.store.socket)}))
-        self.domain = Domain(self.store, {"list": ("ok", POOL + IMAGE + DISK + OWN), "create d ram,size=1G": ("ok", "")})
+        self.domain = Domain(self.store, {"list": ("ok", POOL + IMAGE + DISK + OWN), "stats": ("ok", HEAP + BUSY + IDLE), "create d ram,size=1G": ("ok", "")})
 
     def ctl(self, *words: str) -> tuple[int, str, str]:
         """Exit code, output, error output."""
@@ -105,7 +114,7 @@ class Verbs(GranaryctlTest):
         self.assertNotIn(RESPONSE, self.store.nodes)
 
     def test_each_verb_is_sent_as_it_stands(self):
-        commands = ["list", "create n null,size=1M", "remove n", "resize n 2M", "snapshot n s", "clone n c", "discard-all n"]
+        commands = ["list", "stats", "create n null,size=1M", "remove n", "resize n 2M", "snapshot n s", "clone n c", "discard-all n"]
         for command in commands:
             self.ctl(*command.split())
         self.assertEqual(self.domain.ran, commands)
@@ -147,6 +156,50 @@ class Verbs(GranaryctlTest):
                 ],
             },
         )
+
+    def test_statistics(self):
+        code, out, err = self.ctl("stats")
+        self.assertEqual((code, err), (0, ""))
+        self.assertEqual(
+            out,
+            "64 MiB of memory for disks, 16 MiB free, 256 KiB in reserve\n"
+            "37 grant handles, at most 420 KiB of heap\n"
+            "\n"
+            "VBD      DISK  STATE      RINGS  IN FLIGHT  MAPPED  ERRORS\n"
+            "7/51712  12    connected      2          3      35       2\n"
+            "9/51728  -     waiting        0          0       0       0\n"
+            "\n"
+            "VBD      READS     READ  WRITES  WRITTEN  FLUSHES  BARRIERS  DISCARDS  DISCARDED\n"
+            "7/51712   1234  1.2 GiB      56  224 KiB        7         0         1      4 MiB\n"
+            "9/51728      0      0 B       0      0 B        0         0         0        0 B\n"
+            "\n"
+            "REQUESTS AT HAND\n"
+            "VBD       1+  32+\n"
+            "7/51712  900   40\n"
+            "\n"
+            "SEGMENTS A REQUEST\n"
+            "VBD      1+    8+\n"
+            "7/51712  20  1270\n",
+        )
+        self.domain._answers["stats"] = ("ok", HEAP + IDLE)
+        self.assertNotIn("\n\n", self.ctl("stats")[1].split("DISCARDED\n")[1])
+        self.domain._answers["stats"] = ("ok", HEAP)
+        self.assertEqual(self.ctl("stats")[1].count("\n"), 2)
+
+    def test_statistics_as_json(self):
+        code, out, _ = self.ctl("stats", "--json")
+        self.assertEqual(code, 0)
+        busy = {"id": {"frontend": 7, "devid": 51712}, "disk": "12", "state": "connected", "rings": 2, "in_flight": 3, "reads": 1234}
+        busy |= {"sectors_read": 2517504, "writes": 56, "sectors_written": 448, "flushes": 7, "barriers": 0, "discards": 1}
+        busy |= {"sectors_discarded": 8192, "errors": 2, "mapped": 35, "at_hand": {"1": 900, "32": 40}, "segments": {"1": 20, "8": 1270}}
+        idle = dict.fromkeys(busy, 0) | {"id": {"frontend": 9, "devid": 51728}, "disk": None, "state": "waiting", "at_hand": {}, "segments": {}}
+        pool = {"total_pages": 16384, "free_pages": 4096, "reserve_pages": 64, "handles": 37, "heap_peak_bytes": 430080}
+        self.assertEqual(json.loads(out), {"pool": pool, "vbds": [busy, idle]})
+
+    def test_statistics_that_cannot_be_read(self):
+        for wrong in (BUSY.replace("1:900", "1-900"), BUSY.replace("id=7/", "id="), BUSY.replace("errors=2 ", "")):
+            self.domain._answers["stats"] = ("ok", HEAP + wrong)
+            self.assertEqual(self.ctl("stats"), (3, "", f"the answer's line cannot be read: {wrong.rstrip()}"))
 
     def test_what_a_later_granary_adds_is_passed_over(self):
         self.domain._answers["list"] = ("ok", POOL.replace("\n", " heap=1\n") + "weather sun=yes\n")
