@@ -85,9 +85,9 @@ impl<M> Persistent<M> {
     }
 
     /// Looks for the page of a grant; what is not there is mapped by the next
-    /// [`map_missing`](Self::map_missing).
+    /// [`map_missing`](Self::map_missing), unless there is no memory to remember it until then.
     pub(crate) fn want(&mut self, gref: GrantRef) {
-        if self.find(gref).is_none() {
+        if self.find(gref).is_none() && self.missing.try_reserve(1).is_ok() {
             self.missing.push(gref);
         }
     }

@@ -1,6 +1,10 @@
-//! The pages that stay mapped, where the hypervisor maps some of a batch and not others.
+//! The pages that stay mapped, where the hypervisor maps some of a batch and not others, and where
+//! there is no memory to remember them.
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 
 use blkback::{Discards, Engine, Grants, Media, Persistent, Queue};
 use blkif::{
@@ -17,6 +21,36 @@ const NR_FRAMES: u64 = 64;
 /// Pages of a request.
 const NR_PAGES: usize = 6;
 
+thread_local! {
+    /// What this thread gets no memory for, by its alignment: what else is asked for meanwhile has
+    /// another one.
+    static REFUSED_ALIGN: Cell<Option<usize>> = const { Cell::new(None) };
+    static NR_REFUSED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// The system's heap, which sometimes has nothing left.
+struct Heap;
+
+#[global_allocator]
+static HEAP: Heap = Heap;
+
+// SAFETY: it hands on what the system's allocator gives, or nothing, which is allowed at any time.
+unsafe impl GlobalAlloc for Heap {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if REFUSED_ALIGN.get() == Some(layout.align()) {
+            NR_REFUSED.set(NR_REFUSED.get() + 1);
+            return std::ptr::null_mut();
+        }
+        // SAFETY: the caller keeps to the contract of `alloc`, which is the same.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: all memory is the system's; the caller keeps to the contract of `dealloc`.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
 /// A frontend that writes its pages to a disk and reads them back.
 struct Lab {
     machine: Machine,
@@ -27,6 +61,8 @@ struct Lab {
     engine: Engine,
     pool: PagePool<OwnFrames>,
     disk: PageDisk,
+    /// What a turn gets no memory for.
+    refused_align: Option<usize>,
 }
 
 impl Lab {
@@ -45,7 +81,7 @@ impl Lab {
         let pool = PagePool::new(platform.frames().clone(), &runs).unwrap();
         let disk = PageDisk::new(128, BlockSize::B512, 16, &pool).unwrap();
         let engine = Engine::new(FIRST_FRAME, MaxIndirectSegments::NONE);
-        Self { machine, platform, guest, front, queue, engine, pool, disk }
+        Self { machine, platform, guest, front, queue, engine, pool, disk, refused_align: None }
     }
 
     fn pages(&self, fill: &[u8]) -> Vec<(Page, GrantRef)> {
@@ -74,7 +110,9 @@ impl Lab {
             discards: Discards::Offered,
             pool: &mut self.pool,
         };
+        REFUSED_ALIGN.set(self.refused_align);
         let turn = self.engine.turn(&mut self.queue, &mut self.platform, &mut media).unwrap();
+        REFUSED_ALIGN.set(None);
         assert_eq!((turn.refused, turn.lost), (None, None));
         self.front.unconsumed().unwrap();
         assert_eq!(self.front.consume(), Some(request.response(Status::OKAY)));
@@ -133,5 +171,22 @@ fn a_page_that_fails_alone_is_copied_and_the_others_stay_mapped() {
         lab.serve(Operation::Write, &pages);
         assert_eq!(lab.nr_mapped(), (5, 5), "fails on grant {nth}");
         lab.check_disk(&pages);
+    }
+}
+
+#[test]
+fn pages_that_there_is_no_memory_to_remember_are_copied() {
+    // The list of those that are missing, and the table of those that are mapped.
+    for align in [align_of::<GrantRef>(), 16] {
+        let mut lab = Lab::new(8);
+        let pages = lab.pages(&[1, 2, 3, 4, 5, 6]);
+        lab.refused_align = Some(align);
+        NR_REFUSED.set(0);
+        lab.serve(Operation::Write, &pages);
+        assert!(NR_REFUSED.get() > 0, "nothing of alignment {align} was asked for");
+        assert_eq!(lab.nr_mapped(), (0, 0));
+        lab.refused_align = None;
+        lab.check_disk(&pages);
+        assert_eq!(lab.nr_mapped(), (6, 6));
     }
 }
