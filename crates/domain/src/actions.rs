@@ -276,11 +276,12 @@ impl<P: Platform> Domain<P> {
         }
         self.usage_changed = false;
         let usage = format!(
-            "free_pages={} total_pages={} handles={} vbds={} heap_peak_bytes={}",
+            "free_pages={} total_pages={} handles={} vbds={} disks={} heap_peak_bytes={}",
             self.pool.nr_free(),
             self.pool.nr_total(),
             platform.nr_handles(),
             self.vbds.len(),
+            self.disks.iter().count(),
             platform.heap_peak_bytes(),
         );
         self.submit(platform, Request::Write("data/usage", usage.as_bytes()), Tag::Usage);

@@ -97,6 +97,7 @@ impl<P: Platform> Domain<P> {
     }
 
     fn run(&mut self, platform: &mut P, command: &Command<'_>) -> Result<String, Refusal> {
+        self.usage_changed |= *command != Command::List;
         match command {
             Command::List => Ok(self.describe()),
             Command::Stats => Ok(self.describe_work(platform)),
@@ -104,7 +105,6 @@ impl<P: Platform> Domain<P> {
             Command::Remove(name) => {
                 let id = self.idle(*name)?;
                 self.cleared.extend(self.disks.remove(id).map(|entry| entry.disk));
-                self.usage_changed = true;
                 Ok(String::new())
             }
             Command::Resize { name, size_bytes } => {
@@ -182,7 +182,6 @@ impl<P: Platform> Domain<P> {
                 return Err(Refusal::Unable { name: name.to_string(), verb: "be resized" });
             }
         }
-        self.usage_changed = true;
         self.tell_size(platform, id);
         Ok(String::new())
     }

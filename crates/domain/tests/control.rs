@@ -255,6 +255,24 @@ fn disks_are_made_grown_forked_and_dropped() {
 }
 
 #[test]
+fn what_is_in_use_is_told_after_each_change() {
+    let mut lab = lab(2);
+    let disks = |lab: &Lab| {
+        let path = format!("/local/domain/{}/data/usage", lab.domid());
+        let usage = lab.machine().xs(DOM0).read(&path).unwrap();
+        usage.split(' ').find_map(|word| word.strip_prefix("disks=")).unwrap().to_string()
+    };
+    lab.settle();
+    assert_eq!(disks(&lab), "0");
+    let changes = [("create d ram,size=1M", "1"), ("clone d e", "2"), ("remove d", "1")];
+    for (command, expected) in changes {
+        assert_eq!(run(&mut lab, command), Ok(String::new()));
+        lab.settle();
+        assert_eq!(disks(&lab), expected, "{command}");
+    }
+}
+
+#[test]
 fn a_second_client_waits_for_the_first() {
     let mut lab = lab(3);
     let answer = ask(&mut lab, "first list");
