@@ -19,7 +19,7 @@ use crate::memory::{self, Memory};
 use crate::platform::Xen;
 use crate::region::Region;
 use crate::selftest;
-use crate::time::Clock;
+use crate::time::{self, Clock};
 use crate::traps;
 
 xen_pvh_boot::entry!(main);
@@ -31,6 +31,7 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 static START_INFO: Once<StartInfo> = Once::new();
 
 fn main(boot: Boot) -> ! {
+    let entry_ticks = time::ticks();
     traps::init();
     let Some(hypervisor) = Hypervisor::detect() else {
         console::line(format_args!("there is no Xen here, and nothing to do without it"));
@@ -52,7 +53,7 @@ fn main(boot: Boot) -> ! {
     };
     let memory = memory.unwrap_or_else(|error| end::refuse(format_args!("{error}")));
     match bring_up(hypercalls, &memory, &special) {
-        Ok(xen) => run(hypervisor, xen, &memory, start_info, &special),
+        Ok(xen) => run(hypervisor, xen, &memory, start_info, &special, entry_ticks),
         Err(error) => end::refuse(format_args!("cannot set up event channels: {error}")),
     }
 }
@@ -118,6 +119,7 @@ fn run(
     memory: &Memory,
     start_info: &'static StartInfo,
     special: &SpecialPages,
+    entry_ticks: u64,
 ) -> ! {
     let command_line = start_info.command_line();
     selftest::run(command_line, xen.hypercalls, xen.clock, &mut xen.events);
@@ -143,9 +145,10 @@ fn run(
         Err(error) => end::refuse(format_args!("{error}")),
     };
     console::line(format_args!(
-        "{} on Xen {} is ready: {} KiB of memory, heap of {} KiB",
+        "{} on Xen {} is ready after {} us: {} KiB of memory, heap of {} KiB",
         env!("CARGO_PKG_VERSION"),
         hypervisor.version,
+        xen.clock.since(entry_ticks).as_micros(),
         memory.ram_bytes >> 10,
         memory.heap_bytes >> 10,
     ));

@@ -26,6 +26,7 @@ mod clock {
     use core::arch::asm;
     use core::ptr::NonNull;
     use core::sync::atomic::{Ordering, fence};
+    use core::time::Duration;
 
     use volatile::VolatilePtr;
     use volatile::access::ReadOnly;
@@ -57,6 +58,17 @@ mod clock {
             }
         }
 
+        /// How long ago the TSC stood at `earlier`, of [`ticks`].
+        pub(crate) fn since(self, earlier: u64) -> Duration {
+            loop {
+                let (time, ticks) = self.read();
+                let Some(time) = time else { continue };
+                let elapsed = ticks_between(earlier, ticks);
+                let ns = ticks_to_ns(elapsed, time.tsc_to_system_mul, time.tsc_shift);
+                return Duration::from_nanos(ns);
+            }
+        }
+
         fn read(self) -> (Option<VcpuTimeInfo>, u64) {
             let time = NonNull::from(&self.shared.vcpu_info[0].time).cast::<VcpuTimeInfo>();
             // SAFETY: the cell is there for good, and only Xen writes it; a torn copy is thrown
@@ -66,7 +78,7 @@ mod clock {
             let before = version.read();
             fence(Ordering::Acquire);
             let copy = time.read();
-            let ticks = rdtsc();
+            let ticks = ticks();
             fence(Ordering::Acquire);
             let whole = before.is_multiple_of(2) && before == version.read();
             (whole.then_some(copy), ticks)
@@ -74,7 +86,7 @@ mod clock {
     }
 
     /// The vCPU's TSC, read after all that comes before it.
-    fn rdtsc() -> u64 {
+    pub(crate) fn ticks() -> u64 {
         let (high, low): (u32, u32);
         // SAFETY: reads a counter.
         unsafe {
@@ -85,7 +97,7 @@ mod clock {
 }
 
 #[cfg(target_os = "none")]
-pub(crate) use clock::Clock;
+pub(crate) use clock::{Clock, ticks};
 
 #[cfg(test)]
 mod tests {
