@@ -67,6 +67,7 @@ class Usage:
 
     free_pages: int
     handles: int
+    disks: int
     heap_peak_bytes: int = field(compare=False)
     """The most that its heap ever held: no state to go back to."""
 
@@ -91,12 +92,12 @@ class Granary(Domain):
         eventually(f"{self.name} says what it has in use", lambda: xenstore.read(f"{self.home}/{names.USAGE_NODE}"))
 
     def usage(self) -> Usage:
-        """Its free pages and outstanding grant handles."""
+        """Its free pages, outstanding grant handles and disks."""
         text = xenstore.read(f"{self.home}/{names.USAGE_NODE}") or ""
         found = dict(re.findall(r"(\w+)=(\d+)", text))
-        if not {"free_pages", "handles", "heap_peak_bytes"} <= found.keys():
+        if not {"free_pages", "handles", "disks", "heap_peak_bytes"} <= found.keys():
             raise Mismatch(f"{self.name} does not say what it has in use: {names.USAGE_NODE} is {text!r}")
-        return Usage(int(found["free_pages"]), int(found["handles"]), int(found["heap_peak_bytes"]))
+        return Usage(int(found["free_pages"]), int(found["handles"]), int(found["disks"]), int(found["heap_peak_bytes"]))
 
     def control(self, *words: str) -> Outcome:
         """Runs granaryctl, whatever comes of it."""
@@ -163,18 +164,31 @@ class Guest(Domain):
     @classmethod
     def create(cls, name: str, *attached: disks.Disk, memory_mib: int = 256, vcpus: int = 1, cmdline: str = "") -> Self:
         """Boots a guest, and returns when it takes commands. `cmdline` is for its kernel and modules."""
-        guest = cls._create(
+        return cls._boot(
             name,
-            str(names.GUEST_CONFIG),
+            attached,
             kernel=str(names.GUEST_KERNEL),
             ramdisk=str(names.GUEST_INITRAMFS),
             cmdline=f"{names.GUEST_CMDLINE} {cmdline}",
             memory=memory_mib,
             vcpus=vcpus,
+        )
+
+    @classmethod
+    def create_by_grub(cls, name: str, *attached: disks.Disk) -> Self:
+        """Boots what GRUB finds on the disks, whose init must be nested/guest/init."""
+        return cls._boot(name, attached, kernel=str(names.GRUB), ramdisk="", cmdline="")
+
+    @classmethod
+    def _boot(cls, name: str, attached: tuple[disks.Disk, ...], **settings: object) -> Self:
+        guest = cls._create(
+            name,
+            str(names.GUEST_CONFIG),
             tsc_mode="native",
             # A guest that reboots unasked (a triple fault looks so) must not hide it.
             on_reboot="destroy",
             disk=[str(disk) for disk in attached],
+            **settings,
         )
         guest.console.wait(names.GUEST_READY, limit=90)
         return guest

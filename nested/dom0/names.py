@@ -29,6 +29,9 @@ GUEST_CONFIG = LAB / "images" / "guest.cfg"
 GUEST_KERNEL = LAB / "guest" / "vmlinux"
 GUEST_INITRAMFS = LAB / "guest" / "initramfs"
 
+GRUB = LAB / "guest" / "grub"
+"""GRUB as a PVH kernel: a 32-bit frontend."""
+
 GRANARYCTL = LAB / "scripts" / "granaryctl"
 PACK = LAB / "scripts" / "pack"
 DISK_IMAGES = LAB / "disks.tar"
@@ -42,8 +45,11 @@ GUEST_READY = r"^guest: ready"
 GRANARY_READY = r"^granary: .*ready"
 """Granary's line when it watches for disks."""
 
+GRANARY_READY_AFTER = r"^granary: .*ready after (\d+) us"
+"""The same line; the time is from Granary's first instruction."""
+
 USAGE_NODE = "data/usage"
-"""Below a Granary's xenstore home: "free_pages=<n> handles=<n> heap_peak_bytes=<n>", and more."""
+"""Below a Granary's xenstore home: "free_pages=<n> handles=<n> disks=<n> heap_peak_bytes=<n>", and more."""
 
 
 def vbd_line(what: str, domid: int | str = r"\d+", vdev: str = r"\w+") -> str:

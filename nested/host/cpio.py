@@ -73,3 +73,34 @@ class Archive:
 
     def _pad(self, align: int) -> None:
         self._write(b"\0" * (-self._written % align))
+
+
+class Folder:
+    """The same members as files below a folder, but for devices, which take root to make."""
+
+    def __init__(self, root: Path):
+        self._root = root
+
+    def file(self, name: str, data: bytes, mode: int = 0o644) -> None:
+        path = self._place(name)
+        path.write_bytes(data)
+        path.chmod(mode)
+
+    def link(self, name: str, target: str) -> None:
+        self._place(name).symlink_to(target)
+
+    def directory(self, name: str) -> None:
+        (self._root / name).mkdir(parents=True, exist_ok=True)
+
+    def console(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def _place(self, name: str) -> Path:
+        """Where a member goes. It replaces an earlier one, and does not follow it if that is a link."""
+        path = self._root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        return path

@@ -11,18 +11,20 @@ import tempfile
 from pathlib import Path
 
 GOLD_MIB = 256
+BOOT_MIB = 64
 NR_FILES = 24
 MAX_FILE_BYTES = 640 << 10
 
 # Each is the same disk; the name's last part is the format it must be found to have.
 FORMATS = {
     "gold.qcow2": ["-O", "qcow2"],
+    "gold-packed.qcow2": ["-c", "-O", "qcow2"],
     "gold.vhd": ["-O", "vpc", "-o", "subformat=dynamic,force_size=on"],
 }
 
 
-def make(out: Path, mke2fs: list[str]) -> None:
-    """Writes the archive. `mke2fs` is the command that makes file systems."""
+def make(out: Path, bootable: Path, mke2fs: list[str]) -> None:
+    """Writes the archive. `bootable` holds the files to boot from, `mke2fs` is the command."""
     with tempfile.TemporaryDirectory(dir=out.parent) as name:
         folder = Path(name)
         raw = folder / "gold.raw"
@@ -31,7 +33,9 @@ def make(out: Path, mke2fs: list[str]) -> None:
             _run("qemu-img", "convert", "-f", "raw", *options, str(raw), str(folder / name))
         with raw.open("rb") as file:
             (folder / "gold.sha256").write_text(hashlib.file_digest(file, "sha256").hexdigest())
-        _run("tar", "--create", "--sparse", "--file", str(out), "--directory", str(folder), "gold.raw", "gold.sha256", *FORMATS)
+        _file_system(folder / "boot.raw", BOOT_MIB, bootable, mke2fs)
+        members = ["gold.raw", "gold.sha256", *FORMATS, "boot.raw"]
+        _run("tar", "--create", "--sparse", "--file", str(out), "--directory", str(folder), *members)
 
 
 def _files(folder: Path) -> Path:
@@ -51,7 +55,9 @@ def _file_system(image: Path, mib: int, files: Path, mke2fs: list[str]) -> None:
     """An ext4 file system that holds these files, in a file with holes."""
     with image.open("wb") as file:
         os.truncate(file.fileno(), mib << 20)
-    _run(*mke2fs, "-q", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0", "-d", str(files), str(image))
+    # Without what Debian 12's GRUB cannot read.
+    features = "^metadata_csum_seed,^orphan_file"
+    _run(*mke2fs, "-q", "-t", "ext4", "-O", features, "-E", "lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0", "-d", str(files), str(image))
 
 
 def _run(*command: str) -> None:

@@ -43,6 +43,7 @@ class Suite:
             "python3",
             "e2fsprogs",
             "util-linux",
+            "grub-xen-host",
         ]
 
 
@@ -52,6 +53,9 @@ SUITES = {suite.name: suite for suite in [Suite("bookworm", "4.17")]}
 PROGRAM_DIRECTORIES = ["bin", "sbin", "usr/bin", "usr/sbin"]
 LIBRARY_DIRECTORIES = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"]
 LOADER = "lib64/ld-linux-x86-64.so.2"
+
+# The PVH kernel that reads a disk's /boot/grub/grub.cfg.
+GRUB = "usr/lib/grub-xen/grub-i386-xen_pvh.bin"
 
 # What the C library opens by name when a thread is cancelled, which libxl does.
 OPENED_BY_NAME = ["libgcc_s.so.1"]
@@ -188,9 +192,15 @@ def _build(suite: Suite, tree: Path, to: Path) -> None:
     boot.xen.write_bytes(gzip.decompress(next((tree / "boot").glob("xen-*.gz")).read_bytes()))
     boot.kernel.write_bytes(elf.vmlinux(next((tree / "boot").glob("vmlinuz-*")).read_bytes()))
     root.compile_python()
-    gold.make(boot.disks, root.native("mke2fs"))
     with boot.guest.open("wb") as out:
         root.guest(cpio.Archive(out))
+    with tempfile.TemporaryDirectory(dir=to) as folder:
+        bootable = cpio.Folder(Path(folder))
+        root.guest(bootable)
+        bootable.file("boot/vmlinuz", next((tree / "boot").glob("vmlinuz-*")).read_bytes())
+        bootable.file("boot/initramfs", boot.guest.read_bytes())
+        bootable.file("boot/grub/grub.cfg", (GUEST_SOURCES / "grub.cfg").read_bytes())
+        gold.make(boot.disks, Path(folder), root.native("mke2fs"))
     with boot.dom0.open("wb") as out:
         root.dom0(cpio.Archive(out), boot)
 
@@ -216,10 +226,11 @@ class _Root:
         self._add_modules(archive, DOM0_MODULES)
         archive.file("lab/guest/vmlinux", boot.kernel.read_bytes())
         archive.file("lab/guest/initramfs", boot.guest.read_bytes())
+        archive.file("lab/guest/grub", (self._tree / GRUB).read_bytes())
         archive.file("lab/disks.tar", boot.disks.read_bytes())
         archive.close()
 
-    def guest(self, archive: cpio.Archive) -> None:
+    def guest(self, archive: cpio.Archive | cpio.Folder) -> None:
         self._base(archive, {name: self._program(name) for name in GUEST_PROGRAMS})
         archive.link("bin/mkfs.ext4", "mke2fs")
         archive.file("etc/mke2fs.conf", (self._tree / "etc/mke2fs.conf").read_bytes())

@@ -62,6 +62,22 @@ class Cpio(unittest.TestCase):
         self.assertIn(b"proc\0", out.getvalue())
 
 
+    def test_a_folder_has_the_same_members_as_files(self):
+        with tempfile.TemporaryDirectory() as directory:
+            folder = cpio.Folder(Path(directory))
+            folder.console()
+            folder.file("bin/busybox", b"busybox", 0o755)
+            folder.link("bin/poweroff", "busybox")
+            folder.file("bin/poweroff", b"ours", 0o755)
+            folder.directory("proc")
+            folder.close()
+            found = {str(path.relative_to(directory)) for path in Path(directory).rglob("*")}
+            self.assertEqual(found, {"bin", "bin/busybox", "bin/poweroff", "proc"})
+            # What replaces a link leaves alone what that named.
+            self.assertEqual((Path(directory) / "bin/busybox").read_bytes(), b"busybox")
+            self.assertEqual((Path(directory) / "bin/poweroff").stat().st_mode & 0o777, 0o755)
+
+
 class Elf(unittest.TestCase):
     def test_module_depends(self):
         self.assertEqual(elf.module_depends(b"x\0depends=jbd2,mbcache\0y"), ["jbd2", "mbcache"])
