@@ -76,7 +76,7 @@ def resize(lab: Lab):
     guest.detach("xvdb")
 
 
-@scenario(limit=60, group="all")
+@scenario(limit=60)
 def a_ring_of_16_pages(lab: Lab):
     """A guest uses a ring of 16 pages."""
     guest = Guest.create("large-ring", disks.ram("xvda", "48M"), cmdline="xen_blkfront.max_ring_page_order=4")
