@@ -15,7 +15,7 @@ impl<P: Platform> Domain<P> {
         let mut text = self.describe_pool();
         let (handles, heap) = (platform.nr_handles(), platform.heap_peak_bytes());
         let _ = writeln!(text, " handles={handles} heap_peak_bytes={heap}");
-        for (key, vbd) in &mut self.vbds {
+        for vbd in self.vbds.iter_mut() {
             let (mut nr_in_flight, mut nr_mapped) = (0, 0);
             for Ring { queue, .. } in &mut vbd.rings {
                 nr_in_flight += queue.nr_in_flight();
@@ -23,7 +23,7 @@ impl<P: Platform> Domain<P> {
             }
             let disk = vbd.disk().and_then(|id| self.disks.get(id));
             let line = Line {
-                key: *key,
+                key: vbd.id.key,
                 disk: disk.and_then(|entry| entry.name.as_deref()).unwrap_or("-"),
                 state: state(vbd),
                 nr_rings: vbd.rings.len(),

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use crate::vbd::{Vbd, VbdKey};
 
 /// All vbds, in the order of their keys. A few hundred at most: a new one moves as many pointers.
+#[expect(clippy::vec_box, reason = "a vbd is large, and others come and go")]
 pub(crate) struct Vbds<M>(Vec<Box<Vbd<M>>>);
 
 impl<M> Vbds<M> {
