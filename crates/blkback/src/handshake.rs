@@ -162,6 +162,12 @@ impl Handshake {
         matches!(self.phase, Phase::Closing | Phase::Closed | Phase::Lingering | Phase::Gone)
     }
 
+    /// Whether our `state` is 4.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.phase == Phase::Connected
+    }
+
     /// Whether it waits for a disk that another vbd has.
     #[must_use]
     pub fn waits_for_disk(&self) -> bool {

@@ -123,10 +123,13 @@ fn seen(states: &[XenbusState]) -> String {
 fn linux() {
     let mut backend = Backend::new();
     assert_eq!(backend.frontend(&[Initialising]).log(), "2");
+    assert!(!backend.machine.is_connected());
     assert_eq!(backend.frontend(&[Initialised]).log(), "+4");
+    assert!(backend.machine.is_connected());
     assert_eq!(backend.frontend(&[Connected, Connected]).log(), "");
     // xl block-detach: the frontend closes when it sees our 5.
     assert_eq!(backend.detach().log(), "5");
+    assert!(!backend.machine.is_connected());
     assert_eq!(backend.frontend(&[Closing]).log(), "");
     assert_eq!(backend.frontend(&[Closed]).log(), "-6x.");
 }

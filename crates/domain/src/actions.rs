@@ -22,6 +22,9 @@ use crate::vbd::{BACKEND_DIR, Identity, Timer, Vbd, VbdKey};
 /// How long state 6 stands before our directory goes: libxl fails a detach that does not see it.
 const LINGER: Duration = Duration::from_millis(200);
 
+/// Bytes of xenstore's queue that vbds leave to what cannot wait: answers to dom0, errors.
+const KEPT_BYTES: usize = 8 * 1024;
+
 /// Whether an action is behind us.
 pub(crate) enum Outcome {
     Done,
@@ -59,7 +62,19 @@ impl<P: Platform> Domain<P> {
         }
     }
 
+    /// Whether xenstore's queue has room for what a vbd can wait with. If not, it is tried again.
+    fn has_room(&mut self) -> bool {
+        let has_room = self.xenstore.client.room_bytes() > KEPT_BYTES;
+        self.stalled |= !has_room;
+        has_room
+    }
+
     fn perform(&mut self, platform: &mut P, key: VbdKey, action: Action) -> Outcome {
+        let asks_xenstore =
+            matches!(action, Action::Publish | Action::Connect | Action::Write(_) | Action::Remove);
+        if asks_xenstore && !self.has_room() {
+            return Outcome::Later;
+        }
         match action {
             Action::Publish => self.publish(platform, key),
             Action::Settle => self.set_timer(platform, key, self.settings.settle, Event::Settled),
@@ -97,6 +112,9 @@ impl<P: Platform> Domain<P> {
 
     /// Reads the nodes of a subject.
     pub(crate) fn inquire(&mut self, platform: &mut P, key: VbdKey, subject: Subject) -> Outcome {
+        if !self.has_room() {
+            return Outcome::Later;
+        }
         let Some(vbd) = self.vbds.get_mut(&key) else { return Outcome::Done };
         if vbd.inquiry.is_some() {
             return Outcome::Later;
@@ -156,12 +174,14 @@ impl<P: Platform> Domain<P> {
     /// Writes what a vbd offers, and that it waits for its frontend. Keys whose value is the
     /// protocol's default are left out: xenstore counts our nodes.
     fn publish(&mut self, platform: &mut P, key: VbdKey) -> Outcome {
-        let Some(vbd) = self.vbds.get(&key) else { return Outcome::Done };
-        let Identity::Open(device) = &vbd.identity else { return Outcome::Done };
+        let Some(vbd) = self.vbds.get_mut(&key) else { return Outcome::Done };
+        let Identity::Open(device) = &mut vbd.identity else { return Outcome::Done };
         let Some(entry) = self.disks.get(device.disk) else { return Outcome::Done };
         let geometry = BlockStore::<P::Memory>::geometry(&entry.disk);
+        device.published = geometry.nr_sectors;
+        let (discards, info) = (device.discards, device.info);
         let logical_bytes = geometry.logical.bytes();
-        let discard = geometry.discard.filter(|_| device.discards == Discards::Offered);
+        let discard = geometry.discard.filter(|_| discards == Discards::Offered);
         let secure = discard.is_some_and(|limits| limits.secure == SecureDiscard::Offered);
         // Each with the protocol's default, which is not written: `None` where it has none.
         let offer: [(&str, u64, Option<u64>); 14] = [
@@ -172,7 +192,7 @@ impl<P: Platform> Domain<P> {
                 geometry.physical_bytes.into(),
                 Some(logical_bytes.into()),
             ),
-            (keys::INFO, device.info.bits().into(), None),
+            (keys::INFO, info.bits().into(), None),
             (keys::FEATURE_FLUSH_CACHE, 1, Some(0)),
             (keys::FEATURE_BARRIER, 1, Some(0)),
             (keys::FEATURE_DISCARD, discard.is_some().into(), Some(0)),

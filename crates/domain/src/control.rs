@@ -14,7 +14,7 @@ use crate::conversation::{Closed, Reading, Turn};
 use crate::create::{SECTORS_PER_PAGE, sectors};
 use crate::disks::{DiskId, Entry, Work};
 use crate::domain::{Domain, MAX_CLEARED};
-use crate::inbox::Tag;
+use crate::inbox::{REQUEST_TOKEN, Tag};
 use crate::platform::Platform;
 use crate::refusal::Refusal;
 use crate::text::Printable;
@@ -25,10 +25,29 @@ pub(crate) const REQUEST: &str = "data/request";
 const RESPONSE: &str = "data/response";
 
 impl<P: Platform> Domain<P> {
+    /// Makes the nodes between dom0 and us: ours, so that nobody else can ever write them, and there
+    /// from the start, so that dom0 is answered also when there is no room for another node.
+    pub(crate) fn open_control(&mut self, platform: &mut P) {
+        for node in [REQUEST, RESPONSE] {
+            self.submit(platform, Request::Write(node, b""), Tag::Control);
+        }
+        self.submit(platform, Request::Watch { path: REQUEST, token: REQUEST_TOKEN }, Tag::Watch);
+    }
+
     pub(crate) fn read_request(&mut self, platform: &mut P) {
         if self.reading.begin() {
             self.submit(platform, Request::Read(REQUEST), Tag::Request);
         }
+    }
+
+    /// What came of telling dom0 an answer.
+    pub(crate) fn told(&mut self, platform: &mut P, result: Result<(), impl fmt::Display>) {
+        if let Err(error) = result {
+            platform.log(format_args!("dom0 cannot be answered: {error}"));
+            self.submit(platform, Request::Write(REQUEST, b""), Tag::Control);
+            self.conversation.close();
+        }
+        self.end_reading(platform);
     }
 
     /// What was read is done with.
@@ -73,9 +92,9 @@ impl<P: Platform> Domain<P> {
             Change::Write(REQUEST.into(), vec![]),
             Change::Write(RESPONSE.into(), said.into_bytes()),
         ];
-        if let Err(error) = self.xenstore.client.transact(changes, Tag::Answered) {
-            platform.log(format_args!("{RESPONSE}: {error}"));
-            self.end_reading(platform);
+        let queued = self.xenstore.client.transact(changes, Tag::Answered);
+        if queued.is_err() {
+            self.told(platform, queued);
         }
     }
 
@@ -91,7 +110,7 @@ impl<P: Platform> Domain<P> {
     /// Removes the answer, and looks who else asks.
     fn end_conversation(&mut self, platform: &mut P) {
         if self.conversation.close() == Closed::WasOpen {
-            self.submit(platform, Request::Remove(RESPONSE), Tag::Control);
+            self.submit(platform, Request::Write(RESPONSE, b""), Tag::Control);
         }
         self.read_request(platform);
     }
@@ -137,9 +156,11 @@ impl<P: Platform> Domain<P> {
         let id = self.idle(name)?;
         match self.disks.get_mut(id).map(|entry| (&mut entry.disk, &mut entry.work)) {
             Some((Disk::Pages(disk), work)) => {
-                disk.discard_all(&mut self.pool, &mut Steps::new(0))?;
-                *work = Some(Work::Empty);
-                self.worked.push(id);
+                let left = disk.discard_all(&mut self.pool, &mut Steps::new(0))?;
+                if left == Progress::More {
+                    *work = Some(Work::Empty);
+                    self.worked.push(id);
+                }
                 Ok(String::new())
             }
             Some((Disk::Null(_), _)) => Ok(String::new()),

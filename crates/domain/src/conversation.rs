@@ -4,12 +4,14 @@
 //! What is run, and how it is said to xenstore, is not known here.
 
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::time::Duration;
 
 use catalog::{Ask, Command, ControlRequest, Id};
 use xen_abi::Instant;
+
+use crate::refusal::Refusal;
 
 /// A part's length in bytes at most, its first line included.
 const MAX_PART: usize = 1500;
@@ -138,7 +140,9 @@ impl Conversation {
             (Ok(Ask::Part(n)), Some(last)) => last.part(n),
             (Ok(Ask::Run(command)), None) => return Turn::Run(id, command),
             (Ok(Ask::Part(_)), None) => None,
-            (Err(error), None) => return Turn::Say(self.answer(id, Err(&format!("{error}")), now)),
+            (Err(error), None) => {
+                return Turn::Say(self.answer(id, Err(&Refusal::from(error).to_string()), now));
+            }
         };
         self.open_until = Some(now.after(PATIENCE));
         let no_such_part =

@@ -27,6 +27,15 @@ struct DefinedImage<'a> {
     format: Option<catalog::ImageFormat>,
 }
 
+impl DefinedImage<'_> {
+    fn is(&self, module: usize, member: &Member) -> bool {
+        self.module as usize == module && self.file == Some(member.path.as_str())
+    }
+}
+
+/// Files that are looked at in an archive: more are not meant to be images, and each takes heap.
+const MAX_MEMBERS: usize = 256;
+
 impl<P: Platform> Domain<P> {
     /// Opens the images that the loader brought, and makes the disks that the command line wants.
     /// What cannot be is said, and the rest is served.
@@ -61,7 +70,7 @@ impl<P: Platform> Domain<P> {
     }
 
     /// The files that are to be images: those that the command line defines, every member of an
-    /// archive by its own name, and a module that nobody has defined as `moduleN`.
+    /// archive that it does not define by its own name, and a module that nobody has defined as `moduleN`.
     fn sources(
         &self,
         platform: &mut P,
@@ -76,6 +85,12 @@ impl<P: Platform> Domain<P> {
                 Some(archive) => {
                     for member in archive {
                         match member {
+                            Ok(_) if found.len() == MAX_MEMBERS => {
+                                platform.log(format_args!(
+                                    "module {n}: more than {MAX_MEMBERS} files, the rest is ignored"
+                                ));
+                                break;
+                            }
                             Ok(member) => found.push(member),
                             Err(error) => platform.log(format_args!("module {n}: {error}")),
                         }
@@ -87,6 +102,10 @@ impl<P: Platform> Domain<P> {
                 }
             }
             for member in &found {
+                if defined.iter().any(|image| image.is(n, member)) {
+                    // It is what it was defined as, and nothing that its bytes look like.
+                    continue;
+                }
                 let name = member.file_name();
                 match Name::parse(name) {
                     Ok(_) => {
@@ -170,6 +189,9 @@ impl<P: Platform> Domain<P> {
         self.check_unused(to)?;
         self.disks.check_room()?;
         let Some(entry) = self.disks.get_mut(id) else { return Ok(String::new()) };
+        if entry.work.is_some() {
+            return Err(Refusal::AtWork(name.to_string()));
+        }
         let Disk::Pages(disk) = &mut entry.disk else {
             return Err(Refusal::Unable { name: name.to_string(), verb: "be forked" });
         };
@@ -195,7 +217,7 @@ fn find_file(
         None if members.is_empty() => Ok(module),
         None => Err(format!("module {n} is an archive: say which file=")),
         Some(path) => {
-            let found = members.iter().find(|member| member.path == path);
+            let found = members.iter().find(|member| image.is(at, member));
             found.map(|member| member.file).ok_or_else(|| format!("module {n} has no file {path}"))
         }
     }

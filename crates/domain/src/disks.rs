@@ -94,18 +94,21 @@ impl Holder {
 }
 
 /// All disks.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Disks {
     slots: Vec<Option<Entry>>,
+    max: usize,
 }
 
 impl Disks {
-    /// How many are kept: each takes some of the heap.
-    pub(crate) const MAX: usize = 512;
+    /// Room for so many disks, but not for more than a few hundred.
+    pub(crate) fn new(max: usize) -> Self {
+        Self { slots: Vec::new(), max: max.min(512) }
+    }
 
     /// Whether there is room for one more.
     pub(crate) fn check_room(&self) -> Result<(), Refusal> {
-        if self.iter().count() < Self::MAX { Ok(()) } else { Err(Refusal::TooMany(Self::MAX)) }
+        if self.iter().count() < self.max { Ok(()) } else { Err(Refusal::TooMany(self.max)) }
     }
 
     /// Adds a disk.

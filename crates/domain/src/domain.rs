@@ -127,6 +127,8 @@ impl<P: Platform> Domain<P> {
             pool.nr_total() >> 8,
             pool.nr_reserve()
         ));
+        // Each takes heap, which is in proportion to the pool: 500 where there are 16 MiB.
+        let max_disks = usize::try_from(pool.nr_total() / 8).unwrap_or(usize::MAX);
         let mapped_left = usize::try_from(pool.nr_total() / 4).unwrap_or(usize::MAX);
         let client = Client::new(&page);
         let offer = Offer {
@@ -143,7 +145,7 @@ impl<P: Platform> Domain<P> {
             ports: Vec::new(),
             runnable: VecDeque::new(),
             images: Images::default(),
-            disks: Disks::default(),
+            disks: Disks::new(max_disks),
             cleared: Vec::new(),
             worked: Vec::new(),
             conversation: Conversation::default(),
@@ -173,7 +175,7 @@ impl<P: Platform> Domain<P> {
             self.runnable.pop_front();
             self.serve(platform, key);
         }
-        self.clear_disks();
+        self.clear_disks(platform);
         self.tell_usage(platform);
         self.send(platform);
         if let Shutdown::Now(reason) = self.shutdown {
@@ -336,7 +338,7 @@ impl<P: Platform> Domain<P> {
     }
 
     /// Gives some pages back of disks that are gone, or that are to have fewer.
-    fn clear_disks(&mut self) {
+    fn clear_disks(&mut self, platform: &mut P) {
         let steps = &mut Steps::new(MAX_CLEARED);
         if let Some(disk) = self.cleared.last_mut() {
             if disk.clear(&mut self.pool, steps) == Progress::Done {
@@ -351,6 +353,10 @@ impl<P: Platform> Domain<P> {
                 }
                 _ => Ok(Progress::Done),
             };
+            if let Err(error) = left {
+                let name = entry.name.as_deref().unwrap_or_default();
+                platform.log(format_args!("disk {name} keeps its pages: {error}"));
+            }
             if left != Ok(Progress::More) {
                 entry.work = None;
                 self.worked.pop();

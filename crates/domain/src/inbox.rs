@@ -7,7 +7,6 @@ use blkif::keys;
 use xen_abi::{DomId, XenbusState};
 use xenstore::{Error, ProtocolError, Reply, Request};
 
-use crate::control::REQUEST;
 use crate::domain::{Domain, Shutdown, shutdown_reason};
 use crate::inquiry::{FRONTEND, FRONTEND_ID, ONLINE, STATE, Subject};
 use crate::platform::{Platform, ShutdownReason};
@@ -45,7 +44,7 @@ pub(crate) enum Tag {
 
 const BACKEND_TOKEN: &str = "backend";
 const SHUTDOWN_TOKEN: &str = "shutdown";
-const REQUEST_TOKEN: &str = "request";
+pub(crate) const REQUEST_TOKEN: &str = "request";
 pub(crate) const SHUTDOWN: &str = "control/shutdown";
 
 /// What is to be done about a message, once nothing is borrowed from it any more.
@@ -58,25 +57,24 @@ enum Heard {
     /// List the devices of these, and look at all that we know.
     Domains(Vec<DomId>),
     Proceed(VbdKey),
+    /// What it offers stands in xenstore.
+    Published(VbdKey),
     ReadShutdown,
     Shutdown(ShutdownReason),
     ReadRequest,
     /// dom0 asks.
     Request(Vec<u8>),
     /// Its answer stands, or there was nothing to be answered.
-    Answered,
+    Answered(Result<(), Error>),
 }
 
 impl<P: Platform> Domain<P> {
     /// Asks to be told of devices and of the end. Each watch tells at once what is there already.
     pub(crate) fn subscribe(&mut self, platform: &mut P) {
-        // Ours from the start, so that nobody but dom0 and us can ever write it.
-        self.submit(platform, Request::Write(REQUEST, b""), Tag::Control);
-        for (path, token) in
-            [(BACKEND_DIR, BACKEND_TOKEN), (SHUTDOWN, SHUTDOWN_TOKEN), (REQUEST, REQUEST_TOKEN)]
-        {
+        for (path, token) in [(BACKEND_DIR, BACKEND_TOKEN), (SHUTDOWN, SHUTDOWN_TOKEN)] {
             self.submit(platform, Request::Watch { path, token }, Tag::Watch);
         }
+        self.open_control(platform);
         self.send(platform);
     }
 
@@ -135,7 +133,7 @@ impl<P: Platform> Domain<P> {
                     (None, _) => Heard::Nothing,
                     (Some(vbd), Ok(_)) => {
                         vbd.handle(Event::Published);
-                        Heard::Proceed(id.key)
+                        Heard::Published(id.key)
                     }
                     (Some(vbd), Err(error)) => {
                         // Where the directory is gone meanwhile, the look will tell.
@@ -176,15 +174,12 @@ impl<P: Platform> Domain<P> {
                 }
                 Tag::Request => match result {
                     Ok(Reply::Value(value)) => Heard::Request(value.into()),
-                    _ => Heard::Answered,
+                    _ => Heard::Answered(Ok(())),
                 },
                 Tag::Watch => tell_refused(platform, "watch", &result),
                 Tag::Usage => tell_refused(platform, "usage", &result),
                 Tag::Control => tell_refused(platform, "answer", &result),
-                Tag::Answered => {
-                    tell_refused(platform, "answer", &result);
-                    Heard::Answered
-                }
+                Tag::Answered => Heard::Answered(result.map(|_| ())),
             },
             xenstore::Event::Stray(stray) => {
                 platform.log(format_args!("{stray}"));
@@ -216,12 +211,16 @@ impl<P: Platform> Domain<P> {
                 }
             }
             Heard::Proceed(key) => self.proceed(platform, key),
+            Heard::Published(key) => {
+                self.correct_size(platform, key);
+                self.proceed(platform, key);
+            }
             Heard::ReadShutdown => {
                 self.submit(platform, Request::Read(SHUTDOWN), Tag::Shutdown);
             }
             Heard::ReadRequest => self.read_request(platform),
             Heard::Request(text) => self.converse(platform, &text),
-            Heard::Answered => self.end_reading(platform),
+            Heard::Answered(result) => self.told(platform, result),
             Heard::Shutdown(reason) => {
                 if self.shutdown == Shutdown::No {
                     platform.log(format_args!("asked to end ({reason:?})"));

@@ -120,7 +120,8 @@ impl<P: Platform> Domain<P> {
         info.set(VdiskInfo::CDROM, wish.device_type == Some(b"cdrom"));
         info.set(VdiskInfo::REMOVABLE, wish.removable == Some(b"1"));
         let (frontend_dir, params) = (frontend_dir.into(), wish.params.into());
-        Ok(Device { frontend_dir, params, disk, access, discards, info })
+        let published = 0;
+        Ok(Device { frontend_dir, params, disk, published, access, discards, info })
     }
 
     /// Finds or makes the disk of a target, and holds it for a vbd.
@@ -223,6 +224,18 @@ impl<P: Platform> Domain<P> {
         Ok(())
     }
 
+    /// Tells a disk's size again where it has changed while it was being published.
+    pub(crate) fn correct_size(&mut self, platform: &mut P, key: VbdKey) {
+        let Some(Identity::Open(device)) = self.vbds.get(&key).map(|vbd| &vbd.identity) else {
+            return;
+        };
+        let (disk, published) = (device.disk, device.published);
+        let size = |entry: &Entry| BlockStore::<P::Memory>::geometry(&entry.disk).nr_sectors;
+        if self.disks.get(disk).is_some_and(|entry| size(entry) != published) {
+            self.tell_size(platform, disk);
+        }
+    }
+
     /// Tells all who hold a disk how large it is now.
     pub(crate) fn tell_size(&mut self, platform: &mut P, id: DiskId) {
         let Some(entry) = self.disks.get(id) else { return };
@@ -231,11 +244,11 @@ impl<P: Platform> Domain<P> {
         for key in holders {
             let Some(vbd) = self.vbds.get(&key) else { continue };
             platform.log(format_args!("vbd {key}: resized to {nr_sectors} sectors"));
-            let (tag, has_ring) = (Tag::Written(vbd.id), vbd.handshake.has_ring());
+            let (tag, is_connected) = (Tag::Written(vbd.id), vbd.handshake.is_connected());
             let (node, state_node) = (vbd.node(keys::SECTORS), vbd.node(STATE));
             let value = nr_sectors.to_string();
             self.submit(platform, Request::Write(&node, value.as_bytes()), tag);
-            if has_ring {
+            if is_connected {
                 // Linux looks at the size again when our state is written, even unchanged.
                 let state = XenbusState::Connected.to_string();
                 self.submit(platform, Request::Write(&state_node, state.as_bytes()), tag);

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use blkif::{Operation, Request, RequestId, Sector, Segment, Segments, Transfer};
-use sim::toolstack::{Device, DiskSpec};
+use sim::toolstack::{Detach, Device, DiskSpec};
 use sim::{FrontendConfig, GrantAccess, Lab, Load};
 use xen_abi::{DomId, GrantRef};
 
@@ -19,9 +19,9 @@ fn write_request(lab: &Lab, text: &str) {
     lab.machine().xs(DOM0).write(&node(lab, "request"), text).unwrap();
 }
 
-/// What stands in the response node.
+/// What stands in the response node, if anything does.
 fn response(lab: &Lab) -> Option<String> {
-    lab.machine().xs(DOM0).get(&node(lab, "response"))
+    lab.machine().xs(DOM0).get(&node(lab, "response")).filter(|text| !text.is_empty())
 }
 
 /// Asks, and reads the first part of the answer.
@@ -328,7 +328,7 @@ impl Client {
         let dom0 = lab.machine().xs(DOM0);
         let tx = dom0.begin().unwrap();
         let request = tx.get(&node(lab, "request")).unwrap();
-        let shown = tx.get(&node(lab, "response"));
+        let shown = tx.get(&node(lab, "response")).filter(|text| !text.is_empty());
         let Some((id, parts)) = &mut self.asked else {
             let id = format!("{}{}", self.name, self.nr_done);
             if request.is_empty() && shown.is_none() {
@@ -386,4 +386,30 @@ fn two_clients_at_once_get_all_of_a_long_answer() {
             assert!(lab.machine().now() < begin.after(Duration::from_secs(5)), "seed {seed}");
         }
     }
+}
+
+#[test]
+fn dom0_is_answered_when_there_is_no_room_for_another_node() {
+    let mut lab = lab(6);
+    let mut nr_disks = 0;
+    let refused = loop {
+        let guest = lab.create_guest();
+        let spec = DiskSpec::new("xvda", "null,size=1M");
+        match lab.try_attach(guest, &spec) {
+            Ok(_) => nr_disks += 1,
+            Err(_) => break lab.device(guest, "xvda"),
+        }
+    };
+    assert!(nr_disks >= 32, "{nr_disks}");
+    assert_eq!(run(&mut lab, "create d ram,size=1M"), Ok(String::new()));
+    let list = run(&mut lab, "list").unwrap();
+    assert!(list.contains("disk name=d type=ram "), "{list}");
+    lab.try_detach(refused, Detach::Polite).unwrap();
+}
+
+#[test]
+fn what_is_not_a_command_is_repeated_in_part_only() {
+    let mut lab = lab(8);
+    let error = run(&mut lab, &"x".repeat(1500)).unwrap_err();
+    assert!(error.starts_with(&format!("`{}...`: unknown command", "x".repeat(80))), "{error}");
 }

@@ -74,6 +74,12 @@ impl<T> Client<T> {
         }
     }
 
+    /// How many bytes requests may still hold: whoever can wait leaves some to who cannot.
+    #[must_use]
+    pub const fn room_bytes(&self) -> usize {
+        self.queue.room_bytes()
+    }
+
     /// Queues a request, whose answer comes back with `tag`.
     ///
     /// # Errors

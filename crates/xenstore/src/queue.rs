@@ -63,9 +63,14 @@ impl<T> Queue<T> {
         }
     }
 
+    /// How many bytes requests may still hold.
+    pub(crate) const fn room_bytes(&self) -> usize {
+        self.bound_bytes - self.held_bytes
+    }
+
     /// Counts `needed_bytes` against the bound, until [`release`](Self::release).
     pub(crate) fn hold(&mut self, needed_bytes: usize) -> Result<(), SubmitError> {
-        if needed_bytes > self.bound_bytes - self.held_bytes {
+        if needed_bytes > self.room_bytes() {
             return Err(SubmitError::QueueFull {
                 needed_bytes,
                 held_bytes: self.held_bytes,
