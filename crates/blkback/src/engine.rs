@@ -54,15 +54,6 @@ impl<M> Queue<M> {
         Self { ring, port, peer, mapped, stats: Stats::default(), unfinished: None }
     }
 
-    /// Requests that the frontend waits for: taken off the ring and not answered, which between
-    /// turns is but a discard, and those that wait on it. Of a ring that was broken only the former.
-    pub fn nr_in_flight(&mut self) -> u32
-    where
-        M: xen_abi::SharedMemory,
-    {
-        self.ring.outstanding() + self.ring.unconsumed().unwrap_or(0)
-    }
-
     /// Pages of the frontend that stay mapped, the ring's own not among them.
     #[must_use]
     pub fn nr_mapped(&self) -> usize {

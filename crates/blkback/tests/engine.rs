@@ -471,16 +471,16 @@ fn what_a_frontend_waits_for_is_in_flight() {
         let op = indirect(&lab, IndirectOp::Write, n * 2000, &vec![segment(gref, 0, 7); 250]);
         assert_eq!(lab.serve(op), OKAY);
     }
-    assert_eq!(lab.queue.nr_in_flight(), 0);
+    assert_eq!(lab.queue.ring.nr_in_flight(), 0);
     // It takes two turns.
     lab.put(Operation::Discard { sector: Sector(0), nr_sectors, secure: false });
     lab.put(read(0, &[segment(gref, 0, 0)]));
     lab.put(read(0, &[segment(gref, 0, 0)]));
     let _ = lab.front.publish();
-    let mut seen = vec![lab.queue.nr_in_flight()];
+    let mut seen = vec![lab.queue.ring.nr_in_flight()];
     for _ in 0..3 {
         lab.turn();
-        seen.push(lab.queue.nr_in_flight());
+        seen.push(lab.queue.ring.nr_in_flight());
     }
     assert_eq!(seen, [3, 3, 2, 0]);
     assert_eq!(lab.queue.stats.at_hand.to_string(), "1:8,2:3");
@@ -788,7 +788,7 @@ fn a_producer_past_the_ring_stops_it_before_a_slot_is_touched() {
     let mapping = lab.platform.map(lab.guest, &[gref]).unwrap();
     let max = lab.engine.max_indirect();
     lab.queue.ring = BackRing::attach(mapping, Abi::X86_64, max).unwrap();
-    assert_eq!(lab.queue.nr_in_flight(), 0);
+    assert_eq!(lab.queue.ring.nr_in_flight(), 0);
     let mut media = Media {
         disk: &mut lab.disk,
         access: lab.access,

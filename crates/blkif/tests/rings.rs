@@ -133,6 +133,31 @@ fn outstanding_requests_leave_that_much_less_room() {
 }
 
 #[test]
+fn what_a_frontend_waits_for_is_in_flight() {
+    let abi = Abi::X86_64;
+    for at in STARTS {
+        let memory = CountingMemory::new(RingOrder::ONE_PAGE, 0);
+        let mut ring = back(&memory, abi, at);
+        assert_eq!(ring.nr_in_flight(), 0);
+        produce(&memory, abi, 32, at, &requests(0..5, abi));
+        assert_eq!(ring.nr_in_flight(), 5);
+        // To ask does not let it consume them.
+        assert!(ring.consume().is_none());
+        ring.unconsumed().unwrap();
+        let first = ring.consume().unwrap().unwrap();
+        ring.consume().unwrap().unwrap();
+        assert_eq!(ring.nr_in_flight(), 5);
+        ring.push(&first.response(Status::OKAY)).unwrap();
+        assert_eq!(ring.nr_in_flight(), 4);
+        memory.poke_u32(REQ_PROD, at.wrapping_add(32));
+        assert_eq!(ring.nr_in_flight(), 31);
+        // One more than the ring has room for with one outstanding.
+        memory.poke_u32(REQ_PROD, at.wrapping_add(34));
+        assert_eq!(ring.nr_in_flight(), 1);
+    }
+}
+
+#[test]
 fn no_more_is_consumed_than_was_looked_for() {
     let abi = Abi::X86_64;
     let memory = CountingMemory::new(RingOrder::ONE_PAGE, 0);

@@ -11,14 +11,14 @@ use crate::vbd::{Identity, Ring, Vbd, VbdKey};
 
 impl<P: Platform> Domain<P> {
     /// What a person wants to know of the vbds' work, and of what it takes.
-    pub(crate) fn describe_work(&mut self, platform: &P) -> String {
+    pub(crate) fn describe_work(&self, platform: &P) -> String {
         let mut text = self.describe_pool();
         let (handles, heap) = (platform.nr_handles(), platform.heap_peak_bytes());
         let _ = writeln!(text, " handles={handles} heap_peak_bytes={heap}");
-        for vbd in self.vbds.iter_mut() {
+        for vbd in self.vbds.iter() {
             let (mut nr_in_flight, mut nr_mapped) = (0, 0);
-            for Ring { queue, .. } in &mut vbd.rings {
-                nr_in_flight += queue.nr_in_flight();
+            for Ring { queue, .. } in &vbd.rings {
+                nr_in_flight += queue.ring.nr_in_flight();
                 nr_mapped += queue.nr_mapped();
             }
             let disk = vbd.disk().and_then(|id| self.disks.get(id));

@@ -98,9 +98,21 @@ impl<M: SharedMemory> BackRing<M> {
     /// # Errors
     /// [`ProducerOverrun`]; no slot was touched.
     pub fn unconsumed(&mut self) -> Result<u32, ProducerOverrun> {
-        let room = Wrapping(self.nr_entries() - self.outstanding());
-        self.req_prod = self.sring.producer(&REQUESTS, self.req_cons, room)?;
+        self.req_prod = self.producer()?;
         Ok((self.req_prod - self.req_cons).0)
+    }
+
+    /// Requests that the frontend waits for now, consumed or not, 0 to
+    /// [`nr_entries`](Self::nr_entries). Of those of a broken ring only the consumed ones.
+    #[must_use]
+    pub fn nr_in_flight(&self) -> u32 {
+        (self.producer().unwrap_or(self.req_cons) - self.rsp_prod_pvt).0
+    }
+
+    /// How far the frontend has produced.
+    fn producer(&self) -> Result<Idx, ProducerOverrun> {
+        let room = Wrapping(self.nr_entries() - self.outstanding());
+        self.sring.producer(&REQUESTS, self.req_cons, room)
     }
 
     /// Copies the next request out of the ring and parses the copy. `None` where all that
