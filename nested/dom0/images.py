@@ -20,9 +20,18 @@ def unpacked(*members: str) -> list[Path]:
 
 def packed(name: str, *members: str) -> Path:
     """An archive that scripts/pack makes of files of the archive."""
-    archive = FOLDER / name
-    run("python3", str(names.PACK), str(archive), *(str(file) for file in unpacked(*members))).expect(0)
+    archive, files = FOLDER / name, unpacked(*members)
+    run("python3", str(names.PACK), str(archive), *(str(file) for file in files)).expect(0)
+    remove(*files)
     return archive
+
+
+def empty(name: str, mib: int) -> Path:
+    """A raw image of zeroes, which is one hole."""
+    FOLDER.mkdir(exist_ok=True)
+    with (FOLDER / name).open("wb") as file:
+        file.truncate(mib << 20)
+    return FOLDER / name
 
 
 def gold_checksum() -> str:
