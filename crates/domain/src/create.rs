@@ -1,40 +1,19 @@
 //! How disks and images come about: from the command line, at an attach, on dom0's word.
 
-use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use blkif::MAX_SEGMENTS;
 use catalog::{Defined, Definition, DiskType, Name, Overlay};
-use store::{
-    Access, Archive, BlockSize, Disk, Image, ImageFile, ImageFormat, ImageSource, Images, Member,
-    NullDisk, PageDisk, SECTOR_SIZE,
-};
+use store::{Access, BlockSize, Disk, Image, ImageFile, Images, NullDisk, PageDisk, SECTOR_SIZE};
 use xen_abi::PAGE_SIZE;
 
 use crate::disks::{DiskId, Entry};
 use crate::domain::Domain;
+use crate::modules::{self, DefinedImage};
 use crate::platform::Platform;
 use crate::refusal::Refusal;
-use crate::text::Printable;
-
-/// An image that the command line defines.
-struct DefinedImage<'a> {
-    name: Name<'a>,
-    module: u32,
-    file: Option<&'a str>,
-    format: Option<catalog::ImageFormat>,
-}
-
-impl DefinedImage<'_> {
-    fn is(&self, module: usize, member: &Member) -> bool {
-        self.module as usize == module && self.file == Some(member.path.as_str())
-    }
-}
-
-/// Files that are looked at in an archive: more are not meant to be images, and each takes heap.
-const MAX_MEMBERS: usize = 256;
 
 impl<P: Platform> Domain<P> {
     /// Opens the images that the loader brought, and makes the disks that the command line wants.
@@ -51,7 +30,9 @@ impl<P: Platform> Domain<P> {
                 Err(error) => platform.log(format_args!("command line: {}", Refusal::from(error))),
             }
         }
-        let sources = self.sources(platform, modules, &images);
+        let sources = modules::sources(self.pool.memory(), modules, &images, &mut |line| {
+            platform.log(line);
+        });
         let max_segments = usize::from(self.engine.max_indirect().get()).max(MAX_SEGMENTS);
         self.images = Images::load(&mut self.pool, sources, max_segments * PAGE_SIZE);
         for refused in self.images.refused() {
@@ -67,71 +48,6 @@ impl<P: Platform> Domain<P> {
                 Err(refusal) => platform.log(format_args!("disk {name} is refused: {refusal}")),
             }
         }
-    }
-
-    /// The files that are to be images: those that the command line defines, every member of an
-    /// archive that it does not define by its own name, and a module that nobody has defined as `moduleN`.
-    fn sources(
-        &self,
-        platform: &mut P,
-        modules: &[ImageFile],
-        defined: &[DefinedImage<'_>],
-    ) -> Vec<ImageSource> {
-        let mut sources = Vec::new();
-        let mut members: Vec<Vec<Member>> = Vec::new();
-        for (n, &file) in modules.iter().enumerate() {
-            let mut found = Vec::new();
-            match Archive::open(self.pool.memory(), file) {
-                Some(archive) => {
-                    for member in archive {
-                        match member {
-                            Ok(_) if found.len() == MAX_MEMBERS => {
-                                platform.log(format_args!(
-                                    "module {n}: more than {MAX_MEMBERS} files, the rest is ignored"
-                                ));
-                                break;
-                            }
-                            Ok(member) => found.push(member),
-                            Err(error) => platform.log(format_args!("module {n}: {error}")),
-                        }
-                    }
-                }
-                None if defined.iter().any(|image| image.module as usize == n) => {}
-                None => {
-                    sources.push(ImageSource { name: format!("module{n}"), file, format: None });
-                }
-            }
-            for member in &found {
-                if defined.iter().any(|image| image.is(n, member)) {
-                    // It is what it was defined as, and nothing that its bytes look like.
-                    continue;
-                }
-                let name = member.file_name();
-                match Name::parse(name) {
-                    Ok(_) => {
-                        let (name, file) = (name.into(), member.file);
-                        sources.push(ImageSource { name, file, format: None });
-                    }
-                    Err(problem) => {
-                        let path = Printable(member.path.as_bytes());
-                        platform.log(format_args!("module {n}: {path}: {problem}"));
-                    }
-                }
-            }
-            members.push(found);
-        }
-        for image in defined {
-            match find_file(image, modules, &members) {
-                Ok(file) => {
-                    let format = image.format.map(format_of);
-                    sources.push(ImageSource { name: image.name.to_string(), file, format });
-                }
-                Err(reason) => {
-                    platform.log(format_args!("image {} is refused: {reason}", image.name));
-                }
-            }
-        }
-        sources
     }
 
     /// Makes a disk, and says which image it stands on.
@@ -199,35 +115,6 @@ impl<P: Platform> Domain<P> {
         let image = entry.image.clone();
         self.disks.add(Entry::new(fork, Some(to.to_string()), image))?;
         Ok(String::new())
-    }
-}
-
-/// Where the bytes are that an image is defined to be.
-fn find_file(
-    image: &DefinedImage<'_>,
-    modules: &[ImageFile],
-    members: &[Vec<Member>],
-) -> Result<ImageFile, String> {
-    let n = image.module;
-    let at = usize::try_from(n).unwrap_or(usize::MAX);
-    let (Some(&module), Some(members)) = (modules.get(at), members.get(at)) else {
-        return Err(format!("there is no module {n}, there are {}", modules.len()));
-    };
-    match image.file {
-        None if members.is_empty() => Ok(module),
-        None => Err(format!("module {n} is an archive: say which file=")),
-        Some(path) => {
-            let found = members.iter().find(|member| image.is(at, member));
-            found.map(|member| member.file).ok_or_else(|| format!("module {n} has no file {path}"))
-        }
-    }
-}
-
-const fn format_of(format: catalog::ImageFormat) -> ImageFormat {
-    match format {
-        catalog::ImageFormat::Raw => ImageFormat::Raw,
-        catalog::ImageFormat::Vhd => ImageFormat::Vhd,
-        catalog::ImageFormat::Qcow2 => ImageFormat::Qcow2,
     }
 }
 

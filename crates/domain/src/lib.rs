@@ -19,6 +19,7 @@ mod disks;
 mod domain;
 mod inbox;
 mod inquiry;
+mod modules;
 mod open;
 mod platform;
 mod refusal;
