@@ -252,7 +252,9 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
             return Err(Reason::ReadOnly);
         }
         match self.open(owner, direction, range, task.pieces.clone()) {
-            Err(StoreError::Busy) => {
+            // What is open may be in its way, or have reserved pages in exchange for others that
+            // only go back when it is ended.
+            Err(StoreError::Busy | StoreError::NoMemory { .. } | StoreError::CapReached { .. }) => {
                 self.finish();
                 Ok(self.open(owner, direction, range, task.pieces.clone())?)
             }

@@ -10,7 +10,7 @@ use blkif::{
     SegmentError, Segments, Slot, Status, Transfer,
 };
 use sim::{GrantAccess, Machine, OwnFrames, Page, Region, SimMapping, SimPlatform};
-use store::{Access, BlockSize, PageDisk, PagePool, Progress, Steps, StoreError};
+use store::{Access, BlockSize, PageDisk, PagePool, Progress, Steps, StoreError, Want};
 use xen_abi::{DomId, EvtchnPort, Gfn, GntStatus, GrantRef, PAGE_SIZE};
 
 const SECTOR: usize = 512;
@@ -755,6 +755,44 @@ fn a_pool_without_memory_fails_the_write_and_nothing_else() {
     assert_eq!(lab.read(8 * 19, 8), [4; PAGE_SIZE]);
     lab.write(0, &[5; PAGE_SIZE]);
     assert_eq!(lab.read(0, 8), [5; PAGE_SIZE]);
+}
+
+#[test]
+fn overwrites_of_one_turn_need_no_more_of_a_full_pool_than_the_largest_of_them() {
+    let mut lab = Lab::with_pool(28);
+    for n in 0..20 {
+        lab.write(8 * n, &[1; PAGE_SIZE]);
+    }
+    while lab.pool.nr_free() > 2 {
+        lab.pool.take(Want::Exchange).unwrap();
+    }
+    let (page, gref) = lab.page(GrantAccess::ReadOnly);
+    page.fill(2);
+    for n in 0..10 {
+        lab.put(write(16 * n, &[segment(gref, 0, 7); 2]));
+    }
+    assert_eq!(lab.turn(), IDLE);
+    assert_eq!(lab.responses().len(), 10);
+    assert_eq!(lab.read(0, 160), vec![2; 20 * PAGE_SIZE]);
+    assert_eq!(lab.pool.nr_free(), 2);
+    // One alone that needs more fails.
+    let reason = Reason::Store(StoreError::NoMemory { free: 0, total: 26 });
+    lab.refused(write(0, &[segment(gref, 0, 7); 3]), reason);
+}
+
+#[test]
+fn writes_of_one_turn_to_the_same_new_page_count_it_once() {
+    let mut lab = Lab::with_pool(28);
+    for n in 0..19 {
+        lab.write(8 * n, &[1; PAGE_SIZE]);
+    }
+    let (_, gref) = lab.page(GrantAccess::ReadOnly);
+    for _ in 0..3 {
+        lab.put(write(8 * 19, &[segment(gref, 0, 7)]));
+    }
+    assert_eq!(lab.turn(), IDLE);
+    let usage = lab.disk.usage();
+    assert_eq!((usage.nr_pages, usage.cap_pages), (20, 20));
 }
 
 #[test]
