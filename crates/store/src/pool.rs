@@ -148,6 +148,12 @@ impl<M: FrameMemory> PagePool<M> {
         self.nr_reserve
     }
 
+    /// Raises the reserve to `nr_pages` pages, what the largest request can touch, or to a quarter
+    /// of the pool where that is less. Before there are disks, which must fit into the rest.
+    pub fn keep_back(&mut self, nr_pages: u64) {
+        self.nr_reserve = self.nr_reserve.max(nr_pages.min(self.nr_total / 4));
+    }
+
     /// Pages that disks can have and still be written when the pool is full.
     pub(crate) const fn nr_usable(&self) -> u64 {
         self.nr_total - self.nr_reserve

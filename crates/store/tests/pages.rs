@@ -180,6 +180,21 @@ fn a_full_pool_refuses_more_but_still_exchanges() {
 }
 
 #[test]
+fn the_reserve_grows_to_the_largest_request_but_not_past_a_quarter() {
+    let mut pool = pool(66);
+    for (asked, reserve) in [(0, 4), (3, 4), (9, 9), (5, 9), (16, 16), (17, 16), (u64::MAX, 16)] {
+        pool.keep_back(asked);
+        assert_eq!(pool.nr_reserve(), reserve, "{asked}");
+    }
+    let mut disk = disk(800, 20, &pool);
+    write(&mut disk, &mut pool, 0, &[1; 16 * PAGE_SIZE]).unwrap();
+    while pool.take(Want::More).is_ok() {}
+    write(&mut disk, &mut pool, 0, &[2; 16 * PAGE_SIZE]).unwrap();
+    let new = |cap_pages| PageDisk::new(800, BlockSize::B512, cap_pages, &pool).map(|_| ());
+    assert_eq!(new(48), Err(StoreError::TooLarge { needed: 49, usable: 48 }));
+}
+
+#[test]
 fn a_disk_has_no_more_pages_than_its_cap() {
     let mut pool = pool(66);
     let mut disk = disk(800, 3, &pool);
