@@ -216,10 +216,10 @@ pub enum StoreError {
     /// The disk does not erase: others may see what it gives up.
     #[error("the disk does no secure discards")]
     NotSecure,
-    /// The disk has all the pages that it may have.
-    #[error("the disk's {cap_pages} pages are used up")]
+    /// The disk has all the pages that it may have, or its table takes their room.
+    #[error("the disk's cap of {cap_pages} pages is reached")]
     CapReached {
-        /// How many that are.
+        /// How many it may have.
         cap_pages: u64,
     },
     /// The disk, once it has all its pages, would not fit the pool.

@@ -44,16 +44,19 @@ pub(crate) struct Leaf {
     node: Option<Gfn>,
     /// Which run of [`FANOUT`] pages.
     run: u64,
+    /// Nodes on the way to here that there are not yet.
+    nr_missing: u64,
 }
 
 impl Leaf {
-    const fn new(node: Option<Gfn>, number: u64) -> Self {
-        Self { node, run: number >> FANOUT_SHIFT }
-    }
-
     /// Whether the page at `number` stands here.
     pub(crate) const fn is_for(self, number: u64) -> bool {
         number >> FANOUT_SHIFT == self.run
+    }
+
+    /// Nodes that must be made before a page can stand here.
+    pub(crate) const fn nr_missing(self) -> u64 {
+        self.nr_missing
     }
 
     /// The page at `number`, if there is one.
@@ -97,11 +100,6 @@ impl PageTable {
             .sum()
     }
 
-    /// Nodes of a table with `nr_pages` pages that are as far apart as they can be.
-    const fn max_nodes_for(&self, nr_pages: u64) -> u64 {
-        nr_pages.saturating_mul(self.nr_levels as u64)
-    }
-
     /// All of the table.
     pub(crate) fn tree(&self) -> Option<Tree> {
         self.root.map(|root| Tree { root, level: self.nr_levels - 1 })
@@ -110,35 +108,35 @@ impl PageTable {
     /// Where to look for the page at `number`.
     pub(crate) fn leaf<M: FrameMemory>(&self, pool: &PagePool<M>, number: u64) -> Leaf {
         let mut node = self.root;
+        let mut nr_missing = u64::from(node.is_none());
         for level in (1..self.nr_levels).rev() {
             node = node.and_then(|node| load(pool, entry(node, level, number)));
+            nr_missing += u64::from(node.is_none());
         }
-        Leaf::new(node, number)
+        Leaf { node, run: number >> FANOUT_SHIFT, nr_missing }
     }
 
     /// Makes the place for the page at `number`, which no other table has. It stays until pages
     /// are removed or the table is shared.
     ///
     /// # Errors
-    /// [`StoreError::NoMemory`]; or [`StoreError::CapReached`] where a table of `cap_pages` pages
-    /// needs no more nodes than there are: writes that were given up have left them empty.
+    /// [`StoreError::NoMemory`].
     pub(crate) fn own_leaf<M: FrameMemory>(
         &mut self,
         pool: &mut PagePool<M>,
         number: u64,
-        cap_pages: u64,
     ) -> Result<Leaf, StoreError> {
-        let mut node = self.own(pool, self.root, cap_pages)?;
+        let mut node = self.own(pool, self.root)?;
         self.root = Some(node);
         for level in (1..self.nr_levels).rev() {
             let at = entry(node, level, number);
             let below = load(pool, at);
-            node = self.own(pool, below, cap_pages)?;
+            node = self.own(pool, below)?;
             if below != Some(node) {
                 store(pool, at, Some(node));
             }
         }
-        Ok(Leaf::new(Some(node), number))
+        Ok(Leaf { node: Some(node), run: number >> FANOUT_SHIFT, nr_missing: 0 })
     }
 
     /// The node to have in place of `found`: itself, or a copy where others have it, too.
@@ -146,14 +144,10 @@ impl PageTable {
         &mut self,
         pool: &mut PagePool<M>,
         found: Option<Gfn>,
-        cap_pages: u64,
     ) -> Result<Gfn, StoreError> {
         match found {
             Some(node) if pool.is_shared(node) => copy_node(pool, node),
             Some(node) => Ok(node),
-            None if self.nr_nodes >= self.max_nodes_for(cap_pages) => {
-                Err(StoreError::CapReached { cap_pages })
-            }
             None => {
                 let node = new_node(pool)?;
                 self.nr_nodes += 1;

@@ -407,11 +407,52 @@ fn writes_that_fail_do_not_fill_the_pool_with_nodes() {
         nr_opened += 1;
     };
     assert_eq!(error, StoreError::CapReached { cap_pages: 3 });
-    // Three pages can need a root and a node each, or with the root six nodes for two levels.
-    assert_eq!((nr_opened, disk.usage()), (5, usage(0, 3, 6)));
+    // Three pages side by side take five with their nodes: the last of them was for a page.
+    assert_eq!((nr_opened, disk.usage()), (3, usage(0, 3, 4)));
+    write(&mut disk, &mut pool, 0, &[1; PAGE_SIZE]).unwrap();
+    assert_eq!(pool.nr_total() - pool.nr_free(), 5);
     // Discarding gives the empty ones back.
     assert_eq!(discard(&mut disk, &mut pool, 0, RUN << 10, Discard::Plain), Ok(Progress::Done));
     assert_eq!(pool.nr_free(), pool.nr_total());
+}
+
+#[test]
+fn a_disk_takes_no_more_of_the_pool_than_was_said_when_it_was_made() {
+    let mut pool = pool(66);
+    // Three levels, the cap's pages side by side take 12 + 3.
+    let mut disk = disk(RUN << 11, 12, &pool);
+    let far = |n| n * RUN;
+    let mut nr = 0;
+    let error = loop {
+        match write(&mut disk, &mut pool, far(nr), &[1; PAGE_SIZE]) {
+            Ok(()) => nr += 1,
+            Err(error) => break error,
+        }
+    };
+    // A lowest node for each page.
+    assert_eq!(error, StoreError::CapReached { cap_pages: 12 });
+    assert_eq!((nr, disk.usage()), (6, usage(6, 12, 8)));
+    // What is left is no room for another node, but for a page.
+    write(&mut disk, &mut pool, far(5), &[2; 2 * PAGE_SIZE]).unwrap();
+    assert_eq!(write(&mut disk, &mut pool, 8, &[2; PAGE_SIZE]), Err(error));
+    assert_eq!(pool.nr_total() - pool.nr_free(), 15);
+
+    // Whatever the order, all of a disk that has its cap in pages can be written.
+    let mut whole = PageDisk::new(8 * 20, BlockSize::B512, 20, &pool).unwrap();
+    for page in (0..20).rev() {
+        write(&mut whole, &mut pool, 8 * page, &[3; PAGE_SIZE]).unwrap();
+    }
+    assert_eq!(whole.usage(), usage(20, 20, 1));
+}
+
+#[test]
+fn what_a_disk_is_to_have_when_it_has_grown_must_fit_the_pool() {
+    let mut pool = pool(66);
+    let mut disk = disk(800, 59, &pool);
+    // The cap stays, and the table gets another level.
+    let error = Err(StoreError::TooLarge { needed: 61, usable: 60 });
+    assert_eq!(disk.grow(&mut pool, 2 * RUN, 1), error);
+    assert_eq!(geometry(&disk).nr_sectors, 800);
 }
 
 #[test]

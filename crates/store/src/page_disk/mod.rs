@@ -58,8 +58,9 @@ pub struct Usage {
     pub nr_nodes: u64,
 }
 impl PageDisk {
-    /// A disk of `nr_sectors` sectors of zeroes that can have `cap_pages` pages at most. They are
-    /// not set aside, but an otherwise empty pool must be able to hold that many.
+    /// A disk of `nr_sectors` sectors of zeroes that can have `cap_pages` pages at most, and with
+    /// its table no more than that many side by side take. They are not set aside, but an otherwise
+    /// empty pool must be able to hold them.
     ///
     /// # Errors
     /// [`StoreError::Empty`], [`StoreError::Misaligned`], [`StoreError::TooLarge`] or
@@ -145,10 +146,11 @@ impl PageDisk {
         if nr_sectors < self.nr_sectors {
             return Err(StoreError::Shrinks { wanted: nr_sectors, nr_sectors: self.nr_sectors });
         }
+        let cap_pages = cap_pages.max(self.cap_pages);
         check_size(nr_sectors, self.logical, cap_pages, pool)?;
         self.table.grow(pool, nr_sectors.div_ceil(SECTORS_PER_PAGE))?;
         self.nr_sectors = nr_sectors;
-        self.cap_pages = cap_pages.max(self.cap_pages);
+        self.cap_pages = cap_pages;
         Ok(())
     }
 

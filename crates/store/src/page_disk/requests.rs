@@ -138,6 +138,15 @@ impl PageDisk {
         result
     }
 
+    /// Whether the disk may have one more page and `nr_nodes` more nodes. With its table it takes no
+    /// more of the pool than it would with as many pages as it can have side by side.
+    fn has_room(&self, nr_nodes: u64) -> bool {
+        let nr_pages = self.table.nr_pages() + self.nr_coming;
+        let nr_all = nr_pages + self.table.nr_nodes() + nr_nodes;
+        nr_pages < self.cap_pages
+            && nr_all < self.cap_pages + self.table.nr_nodes_for(self.cap_pages)
+    }
+
     /// Adds a page that is to replace the one at `number` to what a write has reserved.
     fn reserve<M: FrameMemory>(
         &mut self,
@@ -150,11 +159,11 @@ impl PageDisk {
         let owned = leaf.filter(|leaf| leaf.is_for(number));
         let found = owned.unwrap_or_else(|| self.table.leaf(pool, number));
         let old = found.page(pool, number);
-        if old.is_none() && self.table.nr_pages() + self.nr_coming >= self.cap_pages {
+        if old.is_none() && !self.has_room(found.nr_missing()) {
             return Err(StoreError::CapReached { cap_pages: self.cap_pages });
         }
         if owned.is_none() {
-            *leaf = Some(self.table.own_leaf(pool, number, self.cap_pages)?);
+            *leaf = Some(self.table.own_leaf(pool, number)?);
         }
         let page = pool.take(match old {
             // It goes back to the pool when the write is committed.
