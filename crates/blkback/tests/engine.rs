@@ -10,7 +10,10 @@ use blkif::{
     SegmentError, Segments, Slot, Status, Transfer,
 };
 use sim::{GrantAccess, Machine, OwnFrames, Page, Region, SimMapping, SimPlatform};
-use store::{Access, BlockSize, PageDisk, PagePool, Progress, Steps, StoreError, Want};
+use store::{
+    Access, BlockSize, BlockStore, ExtentSink, Geometry, OpenRead, PageDisk, PagePool, Progress,
+    SectorRange, Steps, StoreError, Want,
+};
 use xen_abi::{DomId, EvtchnPort, Gfn, GntStatus, GrantRef, PAGE_SIZE};
 
 const SECTOR: usize = 512;
@@ -95,6 +98,18 @@ impl Lab {
             pool: &mut self.pool,
         };
         self.engine.turn(&mut self.queue, &mut self.platform, &mut media).unwrap()
+    }
+
+    /// A turn on the disk as if it were packed in units of so many bytes.
+    fn turn_on_packed(&mut self, unit_bytes: u64) {
+        let _ = self.front.publish();
+        let mut media = Media {
+            disk: &mut Packed { disk: &mut self.disk, unit_bytes },
+            access: self.access,
+            discards: self.discards,
+            pool: &mut self.pool,
+        };
+        self.engine.turn(&mut self.queue, &mut self.platform, &mut media).unwrap();
     }
 
     fn responses(&mut self) -> Vec<Response> {
@@ -807,6 +822,68 @@ fn a_turn_is_bounded_and_says_that_there_is_more() {
     assert_eq!(lab.responses().len(), 4);
     assert_eq!(lab.turn(), IDLE);
     assert_eq!(lab.responses().len(), 2);
+}
+
+/// A disk of pages that says it has to unpack them.
+struct Packed<'a> {
+    disk: &'a mut PageDisk,
+    unit_bytes: u64,
+}
+
+impl BlockStore<OwnFrames> for Packed<'_> {
+    fn geometry(&self) -> Geometry {
+        BlockStore::<OwnFrames>::geometry(self.disk)
+    }
+
+    fn unpack_unit_bytes(&self) -> Option<u64> {
+        Some(self.unit_bytes)
+    }
+
+    fn begin_read(
+        &mut self,
+        pool: &mut PagePool<OwnFrames>,
+        range: SectorRange,
+        sink: &mut impl ExtentSink,
+    ) -> Result<OpenRead, StoreError> {
+        self.disk.begin_read(pool, range, sink)
+    }
+}
+
+#[test]
+fn a_turn_takes_no_more_than_may_be_unpacked_at_once_but_always_a_request() {
+    let mut lab = Lab::new();
+    let (_, gref) = lab.page(GrantAccess::ReadWrite);
+    let (page, past) = (segment(gref, 0, 7), u64::MAX);
+    let indirect = |lab: &Lab| indirect(lab, IndirectOp::Read, 0, &[page; 256]);
+    // 32 reads of a page: within a unit, across two, of the largest unit, and nowhere.
+    for (unit_bytes, sector, in_turn) in [
+        (512, 0, 32),
+        (32 << 10, 0, 32),
+        (64 << 10, 120, 16),
+        (64 << 10, 121, 8),
+        (512 << 10, 0, 2),
+        (2 << 20, 0, 1),
+        (2 << 20, 4092, 1),
+        (2 << 20, past, 1),
+    ] {
+        (0..32).for_each(|_| _ = lab.put(read(sector, &[page])));
+        let mut turns = Vec::new();
+        while turns.iter().sum::<usize>() < 32 {
+            lab.turn_on_packed(unit_bytes);
+            turns.push(lab.responses().len());
+        }
+        assert_eq!(turns, vec![in_turn; 32 / in_turn], "{unit_bytes} {sector}");
+    }
+    // A large request is taken alone, behind small ones too; a flush unpacks nothing.
+    lab.put(read(0, &[page]));
+    for _ in 0..2 {
+        let op = indirect(&lab);
+        lab.put(op);
+        lab.put(Operation::Flush(transfer(0, &[])));
+    }
+    let turns: Vec<usize> =
+        (0..3).map(|_| (lab.turn_on_packed(64 << 10), lab.responses().len()).1).collect();
+    assert_eq!(turns, [2, 2, 1]);
 }
 
 #[test]

@@ -121,6 +121,13 @@ pub trait BlockStore<M: FrameMemory> {
     /// What the disk says of itself. Does not change while a request is open.
     fn geometry(&self) -> Geometry;
 
+    /// The unit in which data is packed: a request may have all of each that it touches unpacked
+    /// when it is begun, which takes far longer than a copy, so that fewer requests are begun at
+    /// once. In bytes, a power of two and at least a sector; `None` where nothing is packed.
+    fn unpack_unit_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Begins a read: the extents that hold the range's bytes go to `sink`.
     ///
     /// # Errors

@@ -47,6 +47,10 @@ impl<M: FrameMemory> BlockStore<M> for Disk {
         each!(self, disk => BlockStore::<M>::geometry(disk))
     }
 
+    fn unpack_unit_bytes(&self) -> Option<u64> {
+        each!(self, disk => BlockStore::<M>::unpack_unit_bytes(disk))
+    }
+
     fn begin_read(
         &mut self,
         pool: &mut PagePool<M>,

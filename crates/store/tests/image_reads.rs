@@ -13,8 +13,8 @@ use frames::{Frames, SECTOR};
 use images::{Rng, memory, open, read, read_all};
 use proptest::prelude::*;
 use store::{
-    BlockStore, Extent, FrameMemory, Image, ImageDisk, ImageError, ImageSource, Images, OpenRead,
-    PagePool, SectorRange, StoreError, Want,
+    BlockStore, Disk, Extent, FrameMemory, Image, ImageDisk, ImageError, ImageSource, Images,
+    OpenRead, PageDisk, PagePool, SectorRange, StoreError, Want,
 };
 use xen_abi::PAGE_SIZE;
 
@@ -330,6 +330,26 @@ fn a_cluster_that_does_not_unpack_is_an_error_and_the_rest_is_served() {
         end(begin(image, &mut pool, 0, 8).unwrap(), &mut pool, &disk);
         end(begin(image, &mut pool, 16, 8).unwrap(), &mut pool, &disk);
     }
+}
+
+#[test]
+fn a_disk_says_in_what_unit_it_may_have_to_unpack() {
+    let unit = |layers: &[(u32, Vec<Kind>)]| {
+        let (files, _) = chain(layers, &mut Rng::new(9));
+        let (pool, images) = load(&files, 128, 16 << 10, 0);
+        let image = Rc::clone(images.get("disk").unwrap());
+        let overlay = PageDisk::overlay(Rc::clone(&image), Some(1), &pool).unwrap();
+        let disks = [Disk::Image(ImageDisk::new(image)), Disk::Pages(overlay)];
+        let [alone, below] = disks.map(|disk| BlockStore::<Frames>::unpack_unit_bytes(&disk));
+        assert_eq!(alone, below);
+        alone
+    };
+    let packed = |bits| (bits, vec![Kind::Compressed; 2]);
+    let plain = |bits| (bits, vec![Kind::Data, Kind::Absent]);
+    assert_eq!(unit(&[plain(16)]), None);
+    assert_eq!(unit(&[packed(9)]), Some(512));
+    assert_eq!(unit(&[plain(16), packed(12)]), Some(4096));
+    assert_eq!(unit(&[packed(12), plain(12), packed(14)]), Some(16384));
 }
 
 #[test]

@@ -129,7 +129,17 @@ impl Image {
 
     /// How many images it stands on, one over the other.
     fn nr_parents(&self) -> usize {
-        core::iter::successors(self.parent.as_deref(), |image| image.parent.as_deref()).count()
+        self.chain().count() - 1
+    }
+
+    /// The image and those that it stands on.
+    fn chain(&self) -> impl Iterator<Item = &Self> {
+        core::iter::successors(Some(self), |image| image.parent.as_deref())
+    }
+
+    /// The length of the largest compressed clusters that a read can need, its parents' too.
+    pub(crate) fn unpack_unit_bytes(&self) -> Option<u64> {
+        self.chain().filter_map(Self::compressed_bytes).max().map(|bytes| bytes as u64)
     }
 
     /// The format of its file.
@@ -326,6 +336,10 @@ impl<M: FrameMemory> BlockStore<M> for ImageDisk {
             access: Access::ReadOnly,
             discard: None,
         }
+    }
+
+    fn unpack_unit_bytes(&self) -> Option<u64> {
+        self.image.unpack_unit_bytes()
     }
 
     fn begin_read(

@@ -257,6 +257,10 @@ impl<M: FrameMemory> BlockStore<M> for PageDisk {
         }
     }
 
+    fn unpack_unit_bytes(&self) -> Option<u64> {
+        self.base.as_ref().and_then(|image| image.unpack_unit_bytes())
+    }
+
     fn begin_read(
         &mut self,
         pool: &mut PagePool<M>,
