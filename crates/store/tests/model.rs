@@ -272,8 +272,9 @@ impl Lab {
                 let busy = self.has_writes(self.disks[disk % nr].0);
                 let (_, disk, model) = &mut self.disks[disk % nr];
                 match disk.grow(&mut self.pool, LARGE, 24) {
+                    Err(StoreError::ReadOnly) => assert_eq!(model.access, Access::ReadOnly),
                     Ok(()) => {
-                        assert!(!busy);
+                        assert!(!busy && model.access == Access::ReadWrite);
                         model.nr_sectors = LARGE;
                         model.cap_pages = model.cap_pages.max(24);
                     }

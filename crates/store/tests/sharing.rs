@@ -208,6 +208,23 @@ fn a_snapshot_is_never_written() {
 }
 
 #[test]
+fn a_snapshot_keeps_its_size() {
+    let mut pool = pool(66);
+    let mut disk = disk(800, 20, &pool);
+    write(&mut disk, &mut pool, 0, &[1; 4 * PAGE_SIZE]).unwrap();
+    let mut snapshot = disk.snapshot(&mut pool, Access::ReadOnly).unwrap();
+    let free = pool.nr_free();
+    for nr_sectors in [0, 8, 20, 800, 2 * RUN] {
+        let shrunk = snapshot.shrink(&mut pool, nr_sectors, &mut Steps::new(u32::MAX));
+        assert_eq!(shrunk, Err(StoreError::ReadOnly));
+        assert_eq!(snapshot.grow(&mut pool, nr_sectors, 21), Err(StoreError::ReadOnly));
+    }
+    assert_eq!((snapshot.usage(), pool.nr_free()), (usage(4, 20, 1), free));
+    assert_eq!(geometry(&snapshot).nr_sectors, 800);
+    assert_eq!(read(&mut snapshot, &mut pool, 0, 32), [1; 4 * PAGE_SIZE]);
+}
+
+#[test]
 fn nothing_happens_to_a_disk_beside_an_open_write() {
     let mut pool = pool(66);
     let mut disk = disk(800, 20, &pool);

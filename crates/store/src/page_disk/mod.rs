@@ -134,15 +134,16 @@ impl PageDisk {
     /// Makes the disk larger; what is new of it reads as zeroes.
     ///
     /// # Errors
-    /// As [`new`](Self::new), [`StoreError::Shrinks`], [`StoreError::NoMemory`], or
-    /// [`StoreError::Busy`] while a write is open; the disk is then as it was.
+    /// [`StoreError::ReadOnly`] of a snapshot, as [`new`](Self::new), [`StoreError::Shrinks`],
+    /// [`StoreError::NoMemory`], or [`StoreError::Busy`] while a write is open; the disk is then as
+    /// it was.
     pub fn grow<M: FrameMemory>(
         &mut self,
         pool: &mut PagePool<M>,
         nr_sectors: u64,
         cap_pages: u64,
     ) -> Result<(), StoreError> {
-        self.check_quiet()?;
+        self.check_writable()?;
         if nr_sectors < self.nr_sectors {
             return Err(StoreError::Shrinks { wanted: nr_sectors, nr_sectors: self.nr_sectors });
         }
@@ -158,8 +159,8 @@ impl PageDisk {
     /// each; it is smaller once that is done, and must not be written to before.
     ///
     /// # Errors
-    /// As [`new`](Self::new), [`StoreError::Shrinks`] where there is an image,
-    /// [`StoreError::NoMemory`] where what others have in common with it has to be copied, or
+    /// [`StoreError::ReadOnly`] of a snapshot, as [`new`](Self::new), [`StoreError::Shrinks`] where
+    /// there is an image, [`StoreError::NoMemory`] where what others have in common with it has to be copied, or
     /// [`StoreError::Busy`] while a write is open.
     pub fn shrink<M: FrameMemory>(
         &mut self,
@@ -167,7 +168,7 @@ impl PageDisk {
         nr_sectors: u64,
         steps: &mut Steps,
     ) -> Result<Progress, StoreError> {
-        self.check_quiet()?;
+        self.check_writable()?;
         self.logical.check_size(nr_sectors)?;
         if nr_sectors > self.nr_sectors || self.base.is_some() {
             return Err(StoreError::Shrinks { wanted: nr_sectors, nr_sectors: self.nr_sectors });
@@ -198,10 +199,7 @@ impl PageDisk {
         pool: &mut PagePool<M>,
         steps: &mut Steps,
     ) -> Result<Progress, StoreError> {
-        self.check_quiet()?;
-        if self.access == Access::ReadOnly {
-            return Err(StoreError::ReadOnly);
-        }
+        self.check_writable()?;
         if self.dropped.is_none() {
             self.dropped = self.table.take_tree();
         }
@@ -253,6 +251,14 @@ impl PageDisk {
     /// Everything that its pages hang off, and what they come to.
     pub(crate) fn trees(&self) -> ([Option<Tree>; 2], Usage) {
         ([self.table.tree(), self.dropped], self.usage())
+    }
+
+    /// Checks that the disk may be changed as a whole.
+    fn check_writable(&self) -> Result<(), StoreError> {
+        match self.access {
+            Access::ReadOnly => Err(StoreError::ReadOnly),
+            Access::ReadWrite => self.check_quiet(),
+        }
     }
 
     fn check_quiet(&self) -> Result<(), StoreError> {
