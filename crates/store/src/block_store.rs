@@ -87,6 +87,9 @@ pub struct Steps {
     left: u32,
 }
 
+/// Steps that a node of a table takes that is copied or gone through: a thousand loads.
+const NODE_STEPS: u32 = 16;
+
 impl Steps {
     /// A budget of `left` steps.
     #[must_use]
@@ -104,6 +107,13 @@ impl Steps {
             }
             None => false,
         }
+    }
+
+    /// Takes the steps of a node, or those that are left; false when none is.
+    pub(crate) const fn take_node(&mut self) -> bool {
+        let any = self.left > 0;
+        self.left = self.left.saturating_sub(NODE_STEPS);
+        any
     }
 }
 

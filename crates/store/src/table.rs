@@ -146,7 +146,7 @@ impl PageTable {
         found: Option<Gfn>,
     ) -> Result<Gfn, StoreError> {
         match found {
-            Some(node) if pool.is_shared(node) => copy_node(pool, node),
+            Some(node) if pool.is_shared(node) => copy_node(pool, node, Want::More),
             Some(node) => Ok(node),
             None => {
                 let node = new_node(pool)?;
@@ -180,7 +180,8 @@ impl PageTable {
     /// every page and every node that goes. A lowest node that others have, too, goes as a whole.
     ///
     /// # Errors
-    /// [`StoreError::NoMemory`] where a node has to be copied: others have it and keep it.
+    /// [`StoreError::NoMemory`] where a node has to be copied: others have it and keep it. All that
+    /// needs no copy is gone then.
     pub(crate) fn remove<M: FrameMemory>(
         &mut self,
         pool: &mut PagePool<M>,
@@ -191,6 +192,7 @@ impl PageTable {
         let Some(mut root) = self.root.filter(|_| !range.is_empty()) else {
             return Ok(Progress::Done);
         };
+        let mut node = Node { gfn: root, level: self.nr_levels - 1, first: 0 };
         if pool.is_shared(root) {
             if *range == (0..u64::MAX) && discard == Discard::Plain {
                 // Nothing of it has to be looked at.
@@ -198,12 +200,20 @@ impl PageTable {
                 pool.release(root);
                 return Ok(Progress::Done);
             }
-            root = copy_node(pool, root)?;
+            if !node.has_any(pool, range) {
+                return Ok(Progress::Done);
+            }
+            if !steps.take_node() {
+                return Ok(Progress::More);
+            }
+            root = copy_node(pool, root, node.want_copy(range))?;
+            node.gfn = root;
             self.root = Some(root);
         }
-        let node = Node { gfn: root, level: self.nr_levels - 1, first: 0 };
-        match self.remove_below(pool, node, range, discard, steps)? {
-            (Progress::Done, Left::Nothing) if steps.take() => {
+        let nr_free = pool.nr_free();
+        let mut removal = Removal { range, discard, steps, refused: None };
+        match self.remove_below(pool, node, &mut removal) {
+            (Progress::Done, Left::Nothing) if removal.steps.take() => {
                 self.root = None;
                 self.nr_nodes -= 1;
                 pool.release(root);
@@ -211,7 +221,13 @@ impl PageTable {
                 Ok(Progress::Done)
             }
             (_, Left::Nothing) => Ok(Progress::More),
-            (progress, Left::Something) => Ok(progress),
+            (Progress::More, Left::Something) => Ok(Progress::More),
+            (Progress::Done, Left::Something) => match removal.refused {
+                Some(error) if pool.nr_free() <= nr_free => Err(error),
+                // There may be room for the copy now.
+                Some(_) => Ok(Progress::More),
+                None => Ok(Progress::Done),
+            },
         }
     }
 
@@ -221,11 +237,10 @@ impl PageTable {
         &mut self,
         pool: &mut PagePool<M>,
         node: Node,
-        range: &Range<u64>,
-        discard: Discard,
-        steps: &mut Steps,
-    ) -> Result<(Progress, Left), StoreError> {
+        removal: &mut Removal<'_>,
+    ) -> (Progress, Left) {
         const MORE: (Progress, Left) = (Progress::More, Left::Something);
+        let Removal { range, discard, .. } = *removal;
         let mut left = Left::Nothing;
         for index in 0..FANOUT {
             let at = entry(node.gfn, 0, index);
@@ -236,8 +251,8 @@ impl PageTable {
                 continue;
             }
             if node.level == 0 {
-                if !steps.take() {
-                    return Ok(MORE);
+                if !removal.steps.take() {
+                    return MORE;
                 }
                 store(pool, at, None);
                 self.nr_pages -= 1;
@@ -247,8 +262,8 @@ impl PageTable {
             let mut child = Node { gfn: below, level: node.level - 1, first };
             if pool.is_shared(below) {
                 if child.level == 0 && child.is_within(range) {
-                    if !steps.take() {
-                        return Ok(MORE);
+                    if !removal.steps.take_node() {
+                        return MORE;
                     }
                     self.nr_pages -= child.look(pool, range, discard);
                     self.nr_nodes -= 1;
@@ -256,19 +271,29 @@ impl PageTable {
                     pool.release(below);
                     continue;
                 }
-                if child.level == 0 && child.look(pool, range, Discard::Plain) == 0 {
+                if !child.has_any(pool, range) {
                     left = Left::Something;
                     continue;
                 }
-                child.gfn = copy_node(pool, below)?;
+                if !removal.steps.take_node() {
+                    return MORE;
+                }
+                match copy_node(pool, below, child.want_copy(range)) {
+                    Ok(copy) => child.gfn = copy,
+                    Err(error) => {
+                        removal.refused = Some(error);
+                        left = Left::Something;
+                        continue;
+                    }
+                }
                 store(pool, at, Some(child.gfn));
             }
-            match self.remove_below(pool, child, range, discard, steps)? {
-                (Progress::More, _) => return Ok(MORE),
+            match self.remove_below(pool, child, removal) {
+                (Progress::More, _) => return MORE,
                 (Progress::Done, Left::Something) => left = Left::Something,
                 (Progress::Done, Left::Nothing) => {
-                    if !steps.take() {
-                        return Ok(MORE);
+                    if !removal.steps.take() {
+                        return MORE;
                     }
                     store(pool, at, None);
                     self.nr_nodes -= 1;
@@ -276,7 +301,7 @@ impl PageTable {
                 }
             }
         }
-        Ok((Progress::Done, left))
+        (Progress::Done, left)
     }
 
     /// Empties the table at once, and gives all that was in it, to be [dropped](drop_tree).
@@ -349,6 +374,15 @@ fn drop_below<M: FrameMemory>(
     Progress::Done
 }
 
+/// What is being removed.
+struct Removal<'a> {
+    range: &'a Range<u64>,
+    discard: Discard,
+    steps: &'a mut Steps,
+    /// Why a node could not be copied. The rest goes all the same: that may make room for it.
+    refused: Option<StoreError>,
+}
+
 /// A node and where it stands.
 #[derive(Clone, Copy)]
 struct Node {
@@ -365,9 +399,29 @@ impl Node {
         1 << (self.level * FANOUT_SHIFT)
     }
 
-    /// Whether a range covers all pages that can be in a lowest node.
+    /// Whether a range covers all pages that can be below.
     const fn is_within(&self, range: &Range<u64>) -> bool {
-        range.start <= self.first && self.first + FANOUT <= range.end
+        range.start <= self.first && self.first + self.stride() * FANOUT <= range.end
+    }
+
+    /// What a copy of it is wanted for when a range is removed: one that is emptied goes right
+    /// after.
+    const fn want_copy(&self, range: &Range<u64>) -> Want {
+        if self.is_within(range) { Want::Exchange } else { Want::More }
+    }
+
+    /// Whether anything of a range is below it. Looks closer only where the range begins or ends.
+    fn has_any<M: FrameMemory>(&self, pool: &PagePool<M>, range: &Range<u64>) -> bool {
+        (0..FANOUT).any(|index| {
+            let first = self.first + index * self.stride();
+            if first >= range.end || first + self.stride() <= range.start {
+                return false;
+            }
+            let Some(gfn) = load(pool, entry(self.gfn, 0, index)) else { return false };
+            let Some(level) = self.level.checked_sub(1) else { return true };
+            let child = Self { gfn, level, first };
+            child.is_within(range) || child.has_any(pool, range)
+        })
     }
 
     /// Counts the pages of a range in a lowest node. Those of a secure discard are to be erased
@@ -440,8 +494,12 @@ fn new_node<M: FrameMemory>(pool: &mut PagePool<M>) -> Result<Gfn, StoreError> {
 }
 
 /// Exchanges a reference to a shared node for a node of the same entries.
-fn copy_node<M: FrameMemory>(pool: &mut PagePool<M>, node: Gfn) -> Result<Gfn, StoreError> {
-    let copy = pool.take(Want::More)?;
+fn copy_node<M: FrameMemory>(
+    pool: &mut PagePool<M>,
+    node: Gfn,
+    want: Want,
+) -> Result<Gfn, StoreError> {
+    let copy = pool.take(want)?;
     pool.memory_mut().copy(FrameAddr::start_of(node), FrameAddr::start_of(copy), PAGE_SIZE);
     for index in 0..FANOUT {
         if let Some(below) = load(pool, entry(node, 0, index)) {

@@ -270,9 +270,12 @@ fn a_shared_node_that_a_discard_covers_is_dropped_without_a_copy() {
     }
     let mut clone = disk.snapshot(&mut pool, Access::ReadWrite).unwrap();
     let free = pool.nr_free();
-    // The root is copied, two lowest nodes are dropped: a step each.
+    // The root is copied, two lowest nodes are dropped, each looked through: 16 steps each.
     let range = range(&clone, RUN, 2 * RUN);
-    let again = clone.discard(&mut pool, range, Discard::Plain, &mut Steps::new(1));
+    let again = clone.discard(&mut pool, range, Discard::Plain, &mut Steps::new(16));
+    assert_eq!(again, Ok(Progress::More));
+    assert_eq!(clone.usage(), usage(9, 20, 4));
+    let again = clone.discard(&mut pool, range, Discard::Plain, &mut Steps::new(16));
     assert_eq!(again, Ok(Progress::More));
     assert_eq!(clone.usage(), usage(6, 20, 3));
     audit(&pool, [&disk, &clone], &[]).unwrap();
@@ -310,6 +313,55 @@ fn a_full_pool_takes_shared_pages_back_and_says_what_it_cannot_copy() {
     assert_eq!(clone.usage(), usage(0, 20, 0));
     assert_eq!(read(&mut clone, &mut pool, 0, 24), [0; 3 * PAGE_SIZE]);
     assert_eq!(read(&mut disk, &mut pool, 0, 24), [1; 3 * PAGE_SIZE]);
+}
+
+#[test]
+fn a_full_pool_takes_back_all_that_needs_no_copy() {
+    let mut pool = pool(66);
+    let mut disk = disk(3 * RUN, 20, &pool);
+    write(&mut disk, &mut pool, 0, &[1; 3 * PAGE_SIZE]).unwrap();
+    let mut clone = disk.snapshot(&mut pool, Access::ReadWrite).unwrap();
+    write(&mut clone, &mut pool, RUN, &[2; 3 * PAGE_SIZE]).unwrap();
+    while pool.take(Want::More).is_ok() {}
+    // The first node is shared and stays in part; what the clone has alone makes room for its copy.
+    let from = range(&clone, 8, 3 * RUN - 8);
+    let first = clone.discard(&mut pool, from, Discard::Plain, &mut Steps::new(u32::MAX));
+    assert_eq!((first, clone.usage()), (Ok(Progress::More), usage(3, 20, 2)));
+    let last = clone.discard(&mut pool, from, Discard::Plain, &mut Steps::new(u32::MAX));
+    assert_eq!((last, clone.usage()), (Ok(Progress::Done), usage(1, 20, 2)));
+    assert_eq!(read(&mut disk, &mut pool, 0, 24), [1; 3 * PAGE_SIZE]);
+}
+
+#[test]
+fn a_full_pool_empties_what_is_shared_with_copies_from_the_reserve() {
+    let mut pool = pool(66);
+    // Three levels: the node over all that is written is copied, emptied and dropped.
+    let mut disk = disk(RUN << 11, 20, &pool);
+    for run in 0..3 {
+        write(&mut disk, &mut pool, run * RUN, &[1; PAGE_SIZE]).unwrap();
+    }
+    write(&mut disk, &mut pool, RUN << 10, &[2; PAGE_SIZE]).unwrap();
+    let mut clone = disk.snapshot(&mut pool, Access::ReadWrite).unwrap();
+    // The clone has a root of its own.
+    write(&mut clone, &mut pool, RUN << 10, &[3; PAGE_SIZE]).unwrap();
+    while pool.take(Want::More).is_ok() {}
+    let free = pool.nr_free();
+    assert_eq!(discard(&mut clone, &mut pool, 0, RUN << 10, Discard::Plain), Ok(Progress::Done));
+    assert_eq!((clone.usage(), pool.nr_free()), (usage(1, 20, 3), free));
+    assert_eq!(read(&mut disk, &mut pool, 2 * RUN, 8), [1; PAGE_SIZE]);
+}
+
+#[test]
+fn a_discard_of_nothing_copies_no_node() {
+    let mut pool = pool(66);
+    let mut disk = disk(RUN << 11, 20, &pool);
+    write(&mut disk, &mut pool, 8, &[1; PAGE_SIZE]).unwrap();
+    let mut clone = disk.snapshot(&mut pool, Access::ReadWrite).unwrap();
+    let free = pool.nr_free();
+    for (first, nr) in [(0, 8), (16, RUN), (RUN, RUN), (RUN << 10, RUN << 10)] {
+        assert_eq!(discard(&mut clone, &mut pool, first, nr, Discard::Plain), Ok(Progress::Done));
+        assert_eq!(pool.nr_free(), free, "{first}+{nr}");
+    }
 }
 
 #[test]
