@@ -254,7 +254,12 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
         match self.open(owner, direction, range, task.pieces.clone()) {
             // What is open may be in its way, or have reserved pages in exchange for others that
             // only go back when it is ended.
-            Err(StoreError::Busy | StoreError::NoMemory { .. } | StoreError::CapReached { .. }) => {
+            Err(
+                StoreError::Busy
+                | StoreError::NoMemory { .. }
+                | StoreError::NoHeap
+                | StoreError::CapReached { .. },
+            ) => {
                 self.finish();
                 Ok(self.open(owner, direction, range, task.pieces.clone())?)
             }

@@ -269,6 +269,9 @@ pub enum StoreError {
         /// The first byte of the part that is.
         at: u64,
     },
+    /// The heap has no room to keep the request open.
+    #[error("no memory: the heap is full")]
+    NoHeap,
     /// The pool has no page for it.
     #[error("no memory: {free} of {total} pages are free")]
     NoMemory {

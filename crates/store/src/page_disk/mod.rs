@@ -14,7 +14,7 @@ use crate::image::Image;
 use crate::memory::FrameMemory;
 use crate::pool::PagePool;
 use crate::table::{PageTable, Tree, drop_tree};
-use requests::{MAX_OPEN_WRITES, Written};
+use requests::Written;
 
 const SECTORS_PER_PAGE: u64 = (PAGE_SIZE / SECTOR_SIZE) as u64;
 
@@ -42,6 +42,7 @@ pub struct PageDisk {
     dropped: Option<Tree>,
     /// All disks that may have pages in common with this one hold it, too.
     family: Option<Rc<()>>,
+    /// Has room for as many as were ever open at once.
     open_writes: Vec<Written>,
     /// Pages that open writes are to bring.
     nr_coming: u64,
@@ -81,7 +82,7 @@ impl PageDisk {
             table: PageTable::new(nr_sectors.div_ceil(SECTORS_PER_PAGE)),
             dropped: None,
             family: None,
-            open_writes: Vec::with_capacity(MAX_OPEN_WRITES),
+            open_writes: Vec::new(),
             nr_coming: 0,
         })
     }
@@ -126,7 +127,7 @@ impl PageDisk {
             table: self.table.share(pool),
             dropped: None,
             family: Some(family),
-            open_writes: Vec::with_capacity(MAX_OPEN_WRITES),
+            open_writes: Vec::new(),
             ..*self
         })
     }

@@ -17,7 +17,7 @@ use crate::pool::{PagePool, Want};
 use crate::table::Leaf;
 
 /// Writes that one disk lets stand open; more are told to come back.
-pub(super) const MAX_OPEN_WRITES: usize = 64;
+const MAX_OPEN_WRITES: usize = 64;
 
 /// The pages that an open write is about to replace.
 #[derive(Debug, PartialEq, Eq)]
@@ -294,6 +294,10 @@ impl<M: FrameMemory> BlockStore<M> for PageDisk {
         };
         if !self.may_open(&written) {
             return Err(StoreError::Busy);
+        }
+        // Once it has grown to what its frontends keep open, nothing is allocated here.
+        if self.open_writes.try_reserve(1).is_err() {
+            return Err(StoreError::NoHeap);
         }
         let mut write = OpenWrite::new(range);
         let (mut leaf, mut last, mut run) = (None, None, None);
