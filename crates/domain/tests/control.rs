@@ -413,3 +413,12 @@ fn what_is_not_a_command_is_repeated_in_part_only() {
     let error = run(&mut lab, &"x".repeat(1500)).unwrap_err();
     assert!(error.starts_with(&format!("`{}...`: unknown command", "x".repeat(80))), "{error}");
 }
+#[test]
+fn a_snapshot_stays_as_it_is() {
+    let mut lab = lab(7);
+    assert_eq!(run(&mut lab, "create d ram,size=1M"), Ok(String::new()));
+    assert_eq!(run(&mut lab, "snapshot d then"), Ok(String::new()));
+    for command in ["discard-all then", "resize then 2M", "resize then 512K"] {
+        assert_eq!(run(&mut lab, command), Err("the disk is read-only".into()), "{command}");
+    }
+}
