@@ -109,6 +109,10 @@ impl Steps {
         }
     }
 
+    pub(crate) const fn are_used_up(&self) -> bool {
+        self.left == 0
+    }
+
     /// Takes the steps of a node, or those that are left; false when none is.
     pub(crate) const fn take_node(&mut self) -> bool {
         let any = self.left > 0;

@@ -275,11 +275,15 @@ impl PageTable {
                     left = Left::Something;
                     continue;
                 }
-                if !removal.steps.take_node() {
+                if removal.steps.are_used_up() {
                     return MORE;
                 }
                 match copy_node(pool, below, child.want_copy(range)) {
-                    Ok(copy) => child.gfn = copy,
+                    Ok(copy) => {
+                        child.gfn = copy;
+                        let _ = removal.steps.take_node();
+                    }
+                    // Takes no step: the next call would come no further.
                     Err(error) => {
                         removal.refused = Some(error);
                         left = Left::Something;

@@ -333,6 +333,22 @@ fn a_full_pool_takes_back_all_that_needs_no_copy() {
 }
 
 #[test]
+fn a_copy_that_cannot_be_had_ends_a_discard_of_few_steps_too() {
+    let mut pool = pool(66);
+    let mut disk = disk(4 * RUN, 20, &pool);
+    write(&mut disk, &mut pool, 0, &[1; 2 * PAGE_SIZE]).unwrap();
+    write(&mut disk, &mut pool, RUN, &[1; 2 * PAGE_SIZE]).unwrap();
+    let mut clone = disk.snapshot(&mut pool, Access::ReadWrite).unwrap();
+    write(&mut clone, &mut pool, 3 * RUN, &[2; PAGE_SIZE]).unwrap();
+    while pool.take(Want::More).is_ok() {}
+    let part = range(&clone, 8, RUN);
+    let mut calls =
+        (0..9).map(|_| clone.discard(&mut pool, part, Discard::Plain, &mut Steps::new(1)));
+    let full = Err(StoreError::NoMemory { free: 4, total: 64 });
+    assert_eq!(calls.find(|call| *call != Ok(Progress::More)), Some(full));
+}
+
+#[test]
 fn a_full_pool_empties_what_is_shared_with_copies_from_the_reserve() {
     let mut pool = pool(66);
     // Three levels: the node over all that is written is copied, emptied and dropped.
