@@ -120,7 +120,9 @@ impl<P: Platform> Domain<P> {
         let mut runs = free_frames.to_vec();
         let area = take_run(&mut runs, Engine::NR_FRAMES)
             .ok_or(StartError::Engine { nr_frames: Engine::NR_FRAMES })?;
-        let pool = PagePool::new(memory, &runs)?;
+        let mut pool = PagePool::new(memory, &runs)?;
+        // A write's pages are new ones until it is committed.
+        pool.keep_back(u64::from(max_indirect.get()) + 1);
         platform.log(format_args!(
             "pool of {} pages ({} MiB), {} of them in reserve",
             pool.nr_total(),

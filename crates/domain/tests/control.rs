@@ -75,7 +75,7 @@ fn what_there_is_is_listed() {
     assert_eq!(
         run(&mut lab, "list").unwrap(),
         format!(
-            "pool total_pages=1981 free_pages=1981 reserve_pages=123\n\
+            "pool total_pages=1981 free_pages=1981 reserve_pages=257\n\
              image name=gold format=raw sectors=2048\n\
              disk name=home type=overlay sectors=2048 block=512 pages=0 cap_pages=256 base=gold \
              access=rw vbds={guest}/51712\n\
@@ -126,7 +126,7 @@ fn what_the_vbds_have_done_is_told() {
     let nothing = "reads=0 sectors_read=0 writes=0 sectors_written=0 flushes=0 barriers=0 \
                    discards=0 sectors_discarded=0 errors=0 mapped=0 at_hand=- segments=-";
     let home = format!("vbd id={guest}/51712 disk=home");
-    let pool = "pool total_pages=1981 free_pages=1981 reserve_pages=123 handles=2";
+    let pool = "pool total_pages=1981 free_pages=1981 reserve_pages=257 handles=2";
     let others = [
         format!("vbd id={guest}/51728 disk=- state=waiting rings=0 in_flight=0 {nothing}"),
         format!("vbd id={guest}/51744 disk=- state=refused rings=0 in_flight=0 {nothing}"),
@@ -154,7 +154,7 @@ fn what_the_vbds_have_done_is_told() {
     assert_eq!(
         stats(&mut lab),
         [
-            "pool total_pages=1981 free_pages=1979 reserve_pages=123 handles=4",
+            "pool total_pages=1981 free_pages=1979 reserve_pages=257 handles=4",
             &format!("{home} state=connected rings=2 in_flight=2 {did}"),
             waiting,
             refused
@@ -421,4 +421,63 @@ fn a_snapshot_stays_as_it_is() {
     for command in ["discard-all then", "resize then 2M", "resize then 512K"] {
         assert_eq!(run(&mut lab, command), Err("the disk is read-only".into()), "{command}");
     }
+}
+
+#[test]
+fn a_large_disk_is_made_smaller_and_emptied_step_by_step() {
+    let mut lab = Lab::new(9).memory_pages(6000).cmdline("disk=d,ram,size=12M").start();
+    let guest = lab.create_guest();
+    let disk = lab.attach(guest, "xvda", "d");
+    lab.connect(disk);
+    lab.random_io(disk, 6000);
+    lab.detach(disk);
+    lab.settle();
+    let pages = |list: &str| -> u64 {
+        let (_, rest) = list.split_once("disk name=d ").unwrap();
+        let word = rest.split(' ').find_map(|word| word.strip_prefix("pages="));
+        word.unwrap().parse().unwrap()
+    };
+    let before = pages(&run(&mut lab, "list").unwrap());
+    assert!(before > 2100, "{before}: more than two steps' worth");
+    // Asked at once, while it is under way.
+    write_request(&lab, "one resize d 64K");
+    while response(&lab).is_none() {
+        lab.run_for(Duration::from_micros(1));
+    }
+    lab.settle();
+    write_request(&lab, "one part 0");
+    lab.settle();
+    let list = run(&mut lab, "list").unwrap();
+    assert!(list.contains("disk name=d type=ram sectors=128 "), "{list}");
+    assert!(pages(&list) <= 16, "{list}");
+    assert_eq!(run(&mut lab, "resize d 8M"), Ok(String::new()));
+    let disk = lab.attach(guest, "xvda", "d");
+    lab.add_frontend(
+        disk,
+        FrontendConfig { load: Load::ByHand, ..FrontendConfig::default() },
+        None,
+    );
+    lab.settle();
+    lab.detach(disk);
+    assert_eq!(run(&mut lab, "discard-all d"), Ok(String::new()));
+    lab.settle();
+    assert_eq!(pages(&run(&mut lab, "list").unwrap()), 0);
+}
+
+#[test]
+fn not_every_disk_can_do_everything() {
+    let mut lab = Lab::new(10).memory_pages(2000).cmdline("disk=n,null,size=1M").start();
+    assert_eq!(run(&mut lab, "discard-all n"), Ok(String::new()));
+    assert_eq!(run(&mut lab, "resize n 2M"), Ok(String::new()));
+    assert_eq!(run(&mut lab, "resize n 512"), Ok(String::new()));
+    assert!(run(&mut lab, "list").unwrap().contains("name=n type=null sectors=1 "));
+    for verb in ["snapshot", "clone"] {
+        let result = run(&mut lab, &format!("{verb} n copy"));
+        assert_eq!(result, Err("n is no disk that can be forked".into()));
+    }
+    assert_eq!(run(&mut lab, "create d ram,size=1M,cap=64K"), Ok(String::new()));
+    assert_eq!(run(&mut lab, "resize d 2M"), Ok(String::new()));
+    assert!(
+        run(&mut lab, "list").unwrap().contains("sectors=4096 block=512 pages=0 cap_pages=16 ")
+    );
 }

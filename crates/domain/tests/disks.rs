@@ -188,7 +188,7 @@ fn what_there_is_not_is_said_by_name() {
         (
             "ram,size=1M,cap=1G",
             "12 cannot serve target=ram,size=1M,cap=1G: the full disk takes 262400 pages, all disks \
-             together can have 1858",
+             together can have 1724",
         ),
     ] {
         assert_eq!(refused(&mut lab, guest, target), text);

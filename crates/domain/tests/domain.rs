@@ -75,7 +75,7 @@ fn what_is_in_use_is_told_and_comes_back() {
 
 #[test]
 fn a_target_that_cannot_be_served_says_why_and_leaves_nothing_behind() {
-    let usable = 981 - 61;
+    let usable = 981 - 245;
     for (target, errno, reason) in [
         ("", 22, "``: no such disk, expected ram, null, a disk or an image".into()),
         ("floppy", 2, "there is no disk or image called floppy".into()),
@@ -394,7 +394,7 @@ fn words_of_the_command_line_are_obeyed_or_named() {
 
 #[test]
 fn a_disk_in_use_grows_when_its_params_do() {
-    let mut lab = Lab::new(12).memory_pages(1000).start();
+    let mut lab = Lab::new(12).memory_pages(2000).start();
     let guest = lab.create_guest();
     let disk = lab.attach(guest, "xvda", "ram,size=1M");
     lab.connect(disk);
@@ -425,7 +425,7 @@ fn a_disk_in_use_grows_when_its_params_do() {
             ),
             format!(
                 "{vbd}: cannot become target=ram,size=64M: the full disk takes 16401 pages, all \
-                 disks together can have 920"
+                 disks together can have 1724"
             ),
             format!(
                 "{vbd}: cannot become target=ram,size=3M,block=4096: the block size of a disk in \

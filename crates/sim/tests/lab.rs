@@ -117,7 +117,7 @@ fn requests_that_are_made_to_fail_fail_and_leave_the_disk_as_it_was() {
 #[test]
 fn writes_that_find_no_memory_fail_and_leave_the_disk_as_it_was() {
     for seed in seeds(10) {
-        let mut lab = Lab::new(seed).memory_pages(700).start();
+        let mut lab = Lab::new(seed).memory_pages(720).start();
         let guest = lab.create_guest();
         let disks = ["xvda", "xvdb"].map(|vdev| lab.attach(guest, vdev, "ram,size=2M"));
         for disk in disks {
