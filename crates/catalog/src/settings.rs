@@ -4,8 +4,15 @@ use core::time::Duration;
 
 use crate::word::{Error, Expected, Problem, key_value, number};
 
-const WORDS: Expected =
-    Expected(&["settle-ms=", "indirect=", "ring-order=", "queues=", "persistent=", "disk="]);
+const WORDS: Expected = Expected(&[
+    "settle-ms=",
+    "drain-s=",
+    "indirect=",
+    "ring-order=",
+    "queues=",
+    "persistent=",
+    "disk=",
+]);
 
 /// What the command line sets, in words separated by blanks. Its `disk=` words are passed over: they
 /// are [`definitions`](crate::definitions).
@@ -14,6 +21,9 @@ pub struct Settings {
     /// `settle-ms=N`, 0 to 10000: how long a backend stands in InitWait at least, even if its
     /// frontend is ready, so that libxl sees it there. Slow hosts need more than fast ones.
     pub settle: Duration,
+    /// `drain-s=N`, 0 to 3600: how long a domain that is asked to end (`xl shutdown`) waits for the
+    /// detach of what is attached, before it stays after all. With 0 it does not wait.
+    pub drain: Duration,
     /// `indirect=N`, 0 to 4096: how many segments an indirect request may have
     /// (`feature-max-indirect-segments`). 0 offers none.
     pub max_indirect_segments: u16,
@@ -31,6 +41,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             settle: Duration::from_millis(200),
+            drain: Duration::from_secs(60),
             max_indirect_segments: 256,
             max_ring_order: 5,
             max_queues: 4,
@@ -61,6 +72,7 @@ impl Settings {
             "settle-ms=" => {
                 self.settle = Duration::from_millis(number::<u16>(value, 0, 10_000)?.into());
             }
+            "drain-s=" => self.drain = Duration::from_secs(number::<u16>(value, 0, 3600)?.into()),
             "indirect=" => self.max_indirect_segments = number(value, 0, 4096)?,
             "ring-order=" => self.max_ring_order = number(value, 0, 5)?,
             "queues=" => self.max_queues = number(value, 1, 16)?,
@@ -98,9 +110,10 @@ mod tests {
         assert_eq!(settings.settle, Duration::from_secs(1));
         assert_eq!(settings.max_indirect_segments, 4096);
         assert_eq!(errors, []);
-        let (settings, errors) = parse("ring-order=0 queues=16 persistent=65535");
+        let (settings, errors) = parse("ring-order=0 queues=16 persistent=65535 drain-s=3600");
         assert_eq!((settings.max_ring_order, settings.max_queues), (0, 16));
         assert_eq!(settings.max_persistent, 65535);
+        assert_eq!(settings.drain, Duration::from_hours(1));
         assert_eq!(errors, []);
     }
 
@@ -108,7 +121,7 @@ mod tests {
     fn a_bad_word_is_reported_and_changes_nothing() {
         let (settings, errors) = parse(
             "settle-ms=10001 indirect=-1 indirect= loglevel=9 settle-ms=5 ring-order=6 queues=0 \
-             persistent=65536",
+             persistent=65536 drain-s=3601",
         );
         assert_eq!(settings, Settings { settle: Duration::from_millis(5), ..Settings::default() });
         let segments = Problem::Number { min: 0, max: 4096 };
@@ -122,6 +135,7 @@ mod tests {
                 Problem::Number { min: 0, max: 5 }.of("ring-order=6"),
                 Problem::Number { min: 1, max: 16 }.of("queues=0"),
                 Problem::Number { min: 0, max: 65535 }.of("persistent=65536"),
+                Problem::Number { min: 0, max: 3600 }.of("drain-s=3601"),
             ]
         );
     }

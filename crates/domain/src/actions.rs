@@ -245,6 +245,7 @@ impl<P: Platform> Domain<P> {
         if let Some(disk) = vbd.disk() {
             self.cleared.extend(self.disks.release(disk, key));
             self.hand_over(platform, disk);
+            self.end_if_drained(platform);
         }
         self.usage_changed = true;
         if vbd.look {

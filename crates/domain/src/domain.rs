@@ -12,9 +12,9 @@ use xenstore::{Client, Notify};
 
 use crate::conversation::{Conversation, Reading};
 use crate::disks::{DiskId, Disks, Work};
+use crate::ending::Shutdown;
 use crate::inbox::Tag;
-use crate::platform::{Next, Platform, Resources, ShutdownReason};
-use crate::text::Printable;
+use crate::platform::{Next, Platform, Resources};
 use crate::vbd::{Identity, VbdKey};
 use crate::vbds::Vbds;
 
@@ -73,17 +73,6 @@ pub(crate) struct Xenstore<X> {
     pub(crate) ready: bool,
     /// It broke. What is connected goes on being served.
     pub(crate) broken: bool,
-}
-
-/// How far the end of the domain has come.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Shutdown {
-    /// Nobody has asked for it.
-    No,
-    /// The toolstack is being told that we heard it.
-    Told(ShutdownReason),
-    /// It knows.
-    Now(ShutdownReason),
 }
 
 /// Why the domain cannot begin.
@@ -181,7 +170,6 @@ impl<P: Platform> Domain<P> {
         self.tell_usage(platform);
         self.send(platform);
         if let Shutdown::Now(reason) = self.shutdown {
-            self.let_go(platform);
             return Next::Shutdown(reason);
         }
         if self.xenstore.ready || !self.runnable.is_empty() || self.is_clearing() {
@@ -276,7 +264,11 @@ impl<P: Platform> Domain<P> {
         if self.conversation.open_until().is_some_and(|at| at <= now) {
             self.give_up(platform, now);
         }
-        self.deadline = self.conversation.open_until();
+        if self.shutdown.drains_until().is_some_and(|at| at <= now) {
+            self.stay(platform);
+        }
+        let others = [self.conversation.open_until(), self.shutdown.drains_until()];
+        self.deadline = others.into_iter().flatten().min();
         for vbd in self.vbds.iter_mut() {
             match vbd.timer {
                 Some(timer) if timer.at <= now => {
@@ -366,14 +358,6 @@ impl<P: Platform> Domain<P> {
             }
         }
     }
-
-    /// Lets go of all that others wait for: their pages, their ports.
-    fn let_go(&mut self, platform: &mut P) {
-        let keys: Vec<VbdKey> = self.vbds.keys().collect();
-        for key in keys {
-            self.disconnect(platform, key);
-        }
-    }
 }
 
 /// Takes `nr` frames off the first run that has more than that.
@@ -382,14 +366,4 @@ fn take_run(runs: &mut [(Gfn, u64)], nr: u64) -> Option<Gfn> {
     let first = run.0;
     *run = (first.checked_add(nr)?, run.1 - nr);
     Some(first)
-}
-
-/// The words of `control/shutdown` (`xen/docs/misc/xenstore-paths.pandoc`).
-pub(crate) fn shutdown_reason(value: &[u8]) -> Result<Option<ShutdownReason>, Printable<'_>> {
-    match value {
-        b"" => Ok(None),
-        b"poweroff" | b"halt" => Ok(Some(ShutdownReason::PowerOff)),
-        b"reboot" => Ok(Some(ShutdownReason::Reboot)),
-        other => Err(Printable(other)),
-    }
 }

@@ -7,7 +7,8 @@ use blkif::keys;
 use xen_abi::{DomId, XenbusState};
 use xenstore::{Error, ProtocolError, Reply, Request};
 
-use crate::domain::{Domain, Shutdown, shutdown_reason};
+use crate::domain::Domain;
+use crate::ending::{SHUTDOWN, shutdown_reason};
 use crate::inquiry::{FRONTEND, FRONTEND_ID, ONLINE, STATE, Subject};
 use crate::platform::{Platform, ShutdownReason};
 use crate::vbd::{BACKEND_DIR, Vbd, VbdId, VbdKey};
@@ -30,8 +31,8 @@ pub(crate) enum Tag {
     Written(VbdId),
     /// `control/shutdown` was read.
     Shutdown,
-    /// The toolstack knows that we heard it.
-    ShutdownTold,
+    /// Nothing of the domain's is on its way to xenstore any more: it may end.
+    LastWord,
     /// `data/usage` was written.
     Usage,
     /// `data/request` was read.
@@ -45,7 +46,6 @@ pub(crate) enum Tag {
 const BACKEND_TOKEN: &str = "backend";
 const SHUTDOWN_TOKEN: &str = "shutdown";
 pub(crate) const REQUEST_TOKEN: &str = "request";
-pub(crate) const SHUTDOWN: &str = "control/shutdown";
 
 /// What is to be done about a message, once nothing is borrowed from it any more.
 enum Heard {
@@ -166,10 +166,8 @@ impl<P: Platform> Domain<P> {
                     },
                     _ => Heard::Nothing,
                 },
-                Tag::ShutdownTold => {
-                    if let Shutdown::Told(reason) = self.shutdown {
-                        self.shutdown = Shutdown::Now(reason);
-                    }
+                Tag::LastWord => {
+                    self.shutdown.last_word_heard();
                     Heard::Nothing
                 }
                 Tag::Request => match result {
@@ -221,13 +219,7 @@ impl<P: Platform> Domain<P> {
             Heard::ReadRequest => self.read_request(platform),
             Heard::Request(text) => self.converse(platform, &text),
             Heard::Answered(result) => self.told(platform, result),
-            Heard::Shutdown(reason) => {
-                if self.shutdown == Shutdown::No {
-                    platform.log(format_args!("asked to end ({reason:?})"));
-                    self.shutdown = Shutdown::Told(reason);
-                    self.submit(platform, Request::Write(SHUTDOWN, b""), Tag::ShutdownTold);
-                }
-            }
+            Heard::Shutdown(reason) => self.asked_to_end(platform, reason),
         }
     }
 

@@ -17,6 +17,7 @@ mod conversation;
 mod create;
 mod disks;
 mod domain;
+mod ending;
 mod inbox;
 mod inquiry;
 mod modules;

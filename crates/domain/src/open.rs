@@ -14,6 +14,7 @@ use xenstore::Request;
 use crate::create::{pages, sectors};
 use crate::disks::{DiskId, Entry, Work};
 use crate::domain::Domain;
+use crate::ending::Shutdown;
 use crate::inbox::Tag;
 use crate::inquiry::{FRONTEND, FRONTEND_ID, Inquiry, STATE};
 use crate::platform::Platform;
@@ -97,6 +98,9 @@ impl<P: Platform> Domain<P> {
         frontend_dir: &str,
         wish: &Wish<'_>,
     ) -> Result<Device, Refusal> {
+        if self.shutdown != Shutdown::No {
+            return Err(Refusal::Ending);
+        }
         let access = match wish.mode {
             b"w" => Access::ReadWrite,
             b"r" => Access::ReadOnly,

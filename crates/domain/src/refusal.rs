@@ -32,6 +32,8 @@ pub(crate) enum Refusal {
     Unable { name: String, verb: &'static str },
     #[error("there are {0} disks, more are not kept")]
     TooMany(usize),
+    #[error("Granary is ending")]
+    Ending,
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -50,7 +52,7 @@ impl Refusal {
         match self {
             Self::Unknown(_) | Self::NoImage(_) => ENOENT,
             Self::Exists(_) => EEXIST,
-            Self::Held { .. } | Self::AtWork(_) => EBUSY,
+            Self::Held { .. } | Self::AtWork(_) | Self::Ending => EBUSY,
             Self::ReadOnly(_) => EROFS,
             Self::TooMany(_)
             | Self::Store(StoreError::TooLarge { .. } | StoreError::NoMemory { .. }) => ENOMEM,

@@ -179,6 +179,7 @@ fn check_settings(text: &str) {
         refused.push(error.word);
     });
     assert!(settings.settle.as_millis() <= 10_000);
+    assert!(settings.drain.as_secs() <= 3600);
     assert!(settings.max_indirect_segments <= 4096);
     assert!(settings.max_ring_order <= 5);
     assert!((1..=16).contains(&settings.max_queues));
@@ -190,8 +191,9 @@ fn check_settings(text: &str) {
     assert_eq!(said, settings);
 
     let printed = format!(
-        "settle-ms={} indirect={} ring-order={} queues={} persistent={}",
+        "settle-ms={} drain-s={} indirect={} ring-order={} queues={} persistent={}",
         settings.settle.as_millis(),
+        settings.drain.as_secs(),
         settings.max_indirect_segments,
         settings.max_ring_order,
         settings.max_queues,

@@ -196,7 +196,12 @@ fn the_domain_ends_when_it_is_told_to() {
     let disk = lab.attach(guest, "xvda", "ram,size=1M");
     lab.connect(disk);
     lab.random_io(disk, 10);
-    assert_eq!(lab.shutdown(), ShutdownReason::PowerOff);
+    lab.shutdown();
+    lab.random_io(disk, 10);
+    assert_eq!(lab.ended(), None, "a disk is attached");
+    lab.detach(disk);
+    lab.settle();
+    assert_eq!(lab.ended(), Some(ShutdownReason::PowerOff));
 }
 
 #[test]
