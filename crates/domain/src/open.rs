@@ -88,7 +88,11 @@ impl<P: Platform> Domain<P> {
                 Access::ReadOnly => "read-only",
                 Access::ReadWrite => "read-write",
             },
-            if writes_end_with_it { "; its contents end with the vbd" } else { "" },
+            if writes_end_with_it {
+                "; starts afresh after a reboot, not for save or migrate"
+            } else {
+                ""
+            },
         ));
     }
 

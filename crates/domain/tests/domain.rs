@@ -44,7 +44,8 @@ fn a_vbds_life_is_a_few_lines() {
         lines(&lab, seen),
         [
             format!(
-                "{vbd}: attached ram,size=1M, 2048 sectors, read-write; its contents end with the vbd"
+                "{vbd}: attached ram,size=1M, 2048 sectors, read-write; \
+                 starts afresh after a reboot, not for save or migrate"
             ),
             format!("{vbd}: connected, x86_64-abi, 1 ring of 32 requests, persistent grants"),
             format!(
