@@ -32,8 +32,8 @@ impl<P: Platform> Domain<P> {
             vbd.handle(Event::Vanished);
             return;
         }
-        let (Some(frontend), Some(frontend_id), Some(params), Some(mode)) =
-            (frontend, frontend_id, params, mode)
+        let (Some(_), Some(frontend), Some(frontend_id), Some(params), Some(mode)) =
+            (state, frontend, frontend_id, params, mode)
         else {
             // Half-written: what is still to come makes itself known.
             return;

@@ -278,16 +278,20 @@ fn a_frontend_that_floods_its_state_costs_looks_not_memory() {
 fn devices_that_stand_there_at_the_start_are_served_half_written_ones_when_they_are_whole() {
     let machine = Machine::new(6);
     let us = toolstack::create_domain(&machine, DomainKind::DriverDomain);
-    let guests: Vec<DomId> =
-        (0..3).map(|_| toolstack::create_domain(&machine, DomainKind::Guest)).collect();
+    let mut guests = (0..6).map(|_| toolstack::create_domain(&machine, DomainKind::Guest));
     let device = |guest| Device { backend: us, frontend: guest, devid: 51712 };
     let spec = DiskSpec::new("xvda", "ram,size=64K");
-    device(guests[0]).add(&machine, &spec).unwrap();
-    device(guests[1]).add(&machine, &spec).unwrap();
-    // All but what it is to serve.
-    device(guests[2]).add(&machine, &spec).unwrap();
-    let params = format!("{}/params", device(guests[2]).backend_path());
-    machine.xs(DOM0).rm(&params).unwrap();
+    let whole: Vec<_> = guests.by_ref().take(2).map(device).collect();
+    let half: Vec<_> = guests.map(device).collect();
+    whole.iter().chain(&half).for_each(|disk| disk.add(&machine, &spec).unwrap());
+    // All but one of the nodes that say what it is.
+    let missing: Vec<_> = half
+        .iter()
+        .zip(["params", "mode", "frontend-id", "state"])
+        .map(|(disk, node)| format!("{}/{node}", disk.backend_path()))
+        .map(|path| (machine.xs(DOM0).read(&path).unwrap(), path))
+        .collect();
+    missing.iter().for_each(|(_, path)| machine.xs(DOM0).rm(path).unwrap());
 
     let runs = [(Gfn(16), 500)];
     let mut platform = SimPlatform::new(&machine, us, &runs);
@@ -300,13 +304,20 @@ fn devices_that_stand_there_at_the_start_are_served_half_written_ones_when_they_
         }
     };
     run();
-    let states: Vec<_> = guests.iter().map(|&g| device(g).backend_state(&machine)).collect();
+    let states = |disks: &[Device]| -> Vec<_> {
+        disks.iter().map(|disk| disk.backend_state(&machine)).collect()
+    };
     let (ready, untouched) = (Some(XenbusState::InitWait), Some(XenbusState::Initialising));
-    assert_eq!(states, [ready, ready, untouched]);
+    assert_eq!(states(&whole), [ready; 2]);
+    assert_eq!(states(&half), [untouched, untouched, untouched, None]);
 
-    machine.xs(DOM0).write(&params, "ram,size=64K").unwrap();
+    missing.iter().for_each(|(value, path)| machine.xs(DOM0).write(path, value).unwrap());
     run();
-    assert_eq!(device(guests[2]).backend_state(&machine), ready);
+    assert_eq!(states(&half), [ready; 4]);
+    // Each is attached once, and nothing is said of it before.
+    let said = machine.console();
+    let of_vbds: Vec<_> = said.iter().filter(|line| line.starts_with("vbd ")).collect();
+    assert_eq!(of_vbds.len(), 6, "{of_vbds:#?}");
 }
 
 #[test]

@@ -1,0 +1,212 @@
+"""What the toolstack does around Granary: its boot, its end, xenstored, the console daemon."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..dom0 import disks, names
+from ..dom0.domain import Granary, Guest, Work, backend_devices, devid
+from ..dom0.lab import Lab
+from ..dom0.scenario import scenario
+from ..dom0.xen import Mismatch, Running, eventually, expect, run, xenstore, xl
+
+INIT_WAIT = "2"
+
+
+@scenario(limit=60)
+def granary_shuts_down(lab: Lab):
+    """`xl shutdown` ends a Granary cleanly."""
+    granary = Granary.create("granary-brief")
+    lab.figure("shutdown", granary.shutdown(), "s")
+
+
+@scenario(limit=120)
+def guest_created_before_granary_runs(lab: Lab):
+    """A guest whose `xl create` began while Granary was paused comes up, and its disk is right."""
+    granary = Granary.create_paused("granary-later")
+    waiting = f"{granary.home}/backend/vbd"
+    unpause = Running("sh", "-c", f"until xenstore-ls {waiting} | grep -q state; do sleep 0.1; done; sleep 3; xl unpause {granary.name}")
+    guest = Guest.create("early", disks.ram("xvda", "32M", backend=granary.name))
+    unpause.wait().expect(0)
+    lab.figure("xl create of the guest", guest.created.seconds, "s")
+    granary.wait_ready()
+    guest.verify("/dev/xvda", 16)
+    guest.shutdown()
+    granary.shutdown()
+
+
+@scenario(limit=60)
+def backend_that_does_not_exist(lab: Lab):
+    """A guest whose disk names a domain that is not there is not created, and xl says why."""
+    disk = disks.ram("xvda", "1M", backend="no-such-domain")
+    refused = xl("create", str(names.GUEST_CONFIG), 'name="hopeful"', f'disk=["{disk}"]').expect_failure()
+    lab.note(f"xl: {' / '.join(refused.output.splitlines())}")
+    expect("xl names the domain", "no-such-domain" in refused.output, True)
+    lab.granary.runs()
+
+
+class HalfWritten:
+    """A backend directory as the toolstack leaves one that it has not finished, or never will."""
+
+    def __init__(self, granary: Granary, guest: Guest, vdev: str):
+        self.device = granary.device(guest, vdev)
+        self._frontend = f"{guest.home}/device/half/{devid(vdev)}"
+        self._nodes = {
+            "frontend": self._frontend,
+            "frontend-id": str(guest.domid),
+            "params": "ram,size=1M",
+            "mode": "w",
+            "online": "1",
+            "state": "1",
+        }
+        # As libxl's: the directory is the driver domain's, the frontend's is the guest's.
+        _own(self.device, granary.domid, guest.domid)
+        self._own_frontend = lambda: _own(self._frontend, guest.domid, granary.domid)
+
+    def write(self, *keys: str) -> None:
+        for key in keys:
+            xenstore.write(f"{self.device}/{key}", self._nodes[key])
+
+    def complete(self) -> None:
+        """Writes all that libxl writes; nobody will ever connect."""
+        self._own_frontend()
+        xenstore.write(f"{self._frontend}/state", "1")
+        self.write(*self._nodes)
+
+    def state(self) -> str | None:
+        return xenstore.read(f"{self.device}/state")
+
+    def detach(self) -> None:
+        """As libxl does."""
+        xenstore.write(f"{self.device}/online", "0")
+        xenstore.write(f"{self.device}/state", "5")
+        eventually(f"{self.device} is gone", lambda: self.state() is None)
+        xenstore.remove(self._frontend)
+
+
+def _own(directory: str, owner: int, reader: int) -> None:
+    xenstore.write(directory, "")
+    run("xenstore-chmod", directory, f"n{owner}", f"r{reader}").expect(0)
+
+
+@scenario(limit=180)
+def directories_present_at_boot(lab: Lab):
+    """Directories that stand in state 1 when Granary boots are served, whatever half-written ones stand beside."""
+    guest = lab.guest()
+    granary = Granary.create_paused("granary-late")
+    vdevs = ["xvdb", "xvdc", "xvdd"]
+    attached = [Running("xl", "block-attach", guest.name, str(disks.ram(vdev, "16M", backend=granary.name))) for vdev in vdevs]
+    for vdev in vdevs:
+        state = f"{granary.device(guest, vdev)}/state"
+        eventually(f"the toolstack made the directory of {vdev}", lambda state=state: xenstore.read(state) == "1")
+
+    empty, no_params, no_frontend = (HalfWritten(granary, guest, vdev) for vdev in ("xvde", "xvdf", "xvdg"))
+    no_params.write("frontend", "frontend-id", "mode", "online", "state")
+    no_frontend.write("frontend", "frontend-id", "params", "mode", "online", "state")
+    nonsense = [f"{granary.home}/backend/vbd/{path}" for path in (f"{guest.domid}/no-number", "nobody", "65535")]
+    for path in nonsense:
+        xenstore.write(f"{path}/state", "1")
+    xl("unpause", granary.name).expect(0)
+    granary.wait_ready()
+    for running in attached:
+        running.wait().expect(0)
+    for vdev in vdevs:
+        guest.verify(f"/dev/{vdev}", 8)
+    lab.note(f"states of the half-written ones: {', '.join(str(half.state()) for half in (empty, no_params, no_frontend))}")
+    expect("the state of one without params", no_params.state(), "1")
+
+    for half in (empty, no_params):
+        half.complete()
+        eventually("once complete it is in InitWait", lambda half=half: half.state() == INIT_WAIT)
+    for path in nonsense:
+        xenstore.remove(path)
+    for half in (empty, no_params):
+        half.detach()
+    xenstore.write(f"{no_frontend.device}/online", "0")
+    eventually("the one without a frontend is gone", lambda: no_frontend.state() is None)
+    for vdev in vdevs:
+        guest.verify(f"/dev/{vdev}", 4)
+        guest.detach(vdev)
+    # No line of the one that never said which frontend it has.
+    for line in granary.console.matching("vbd"):
+        lab.note(line)
+    eventually("nothing is left", lambda: (granary.usage().vbds, granary.usage().disks) == (0, 0))
+    granary.shutdown()
+    xenstore.remove(f"{guest.home}/device/half")
+
+
+@contextlib.contextmanager
+def stopped(pid_file: Path) -> Iterator[None]:
+    """One of dom0's daemons does nothing for the length of the block."""
+    pid = int(pid_file.read_text())
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@scenario(limit=180)
+def xenstored_slow(lab: Lab):
+    """While xenstored does nothing disks work, and what was asked of Granary then happens after."""
+    guest = lab.guest()
+    guest.attach(disks.ram("xvdb", "64M"))
+    # Commands to a guest go by xenstore: this one has its way to go alone.
+    verify = guest.start_verify("/dev/xvdb", 48)
+    with stopped(names.XENSTORED_PID):
+        before = verify.ended()
+        attach = Running("xl", "block-attach", guest.name, str(disks.ram("xvdc", "16M")))
+        eventually("the data is verified", verify.ended, limit=90)
+        expect("it began before xenstored stopped, and ended", before, False)
+    verify.wait()
+    attach.wait().expect(0)
+    guest.verify("/dev/xvdc", 8)
+    guest.detach("xvdc")
+    guest.detach("xvdb")
+
+
+@scenario(limit=180)
+def xenstored_updated(lab: Lab):
+    """A live update of xenstored under I/O: disks work on, attach and detach too."""
+    guest = lab.guest()
+    guest.attach(disks.ram("xvdb", "64M"))
+    work = Work(guest, "/dev/xvdb", 8)
+    updated = run("xenstore-control", "live-update", "/bin/xenstored")
+    lab.note(f"xenstore-control live-update: {updated.output.strip()}")
+    updated.expect(0)
+    guest.attach(disks.ram("xvdc", "16M"))
+    guest.verify("/dev/xvdc", 8)
+    guest.detach("xvdc")
+    work.goes_on()
+    lab.figure("rounds", work.end(), "")
+    guest.detach("xvdb")
+
+
+@scenario(limit=180)
+def console_not_read(lab: Lab):
+    """A console that nobody reads does not hold Granary up; when it is read again, lines come again."""
+    guest, granary = lab.guest(), lab.granary
+    guest.attach(disks.ram("xvdb", "64M"))
+    work = Work(guest, "/dev/xvdb", 8)
+    granary.console.poll()
+    with stopped(names.XENCONSOLED_PID):
+        before = granary.statistics(guest, "xvdb")
+        # 60 lines of some 50 characters: the ring holds 2 KiB.
+        for number in range(30):
+            granary.control("create", f"unheard-{number:02}", "ram,size=1M").expect(0)
+            granary.control("remove", f"unheard-{number:02}").expect(0)
+        guest.try_attach(disks.ram("xvdc", "16M")).expect(0)
+        guest.detach("xvdc")
+        mark = granary.console.mark()
+        expect("lines of Granary's meanwhile", granary.console.matching("unheard-29", mark), [])
+        done = granary.statistics(guest, "xvdb")["writes"] - before["writes"]
+        lab.figure("writes meanwhile", done, "")
+        expect("writes went on", done > 0, True)
+    work.goes_on()
+    lab.figure("rounds", work.end(), "")
+    guest.detach("xvdb")
+    lost = granary.console.wait(r"^\[(\d+) bytes lost\]$", since=mark)
+    lab.figure("lost", int(lost.group(1)), "bytes")
+    granary.console.wait(names.vbd_line("detached", guest.domid, str(devid("xvdb"))), since=mark)
