@@ -10,13 +10,14 @@ use blkback::{Action, Discards, Event};
 use blkif::keys;
 use store::{BlockStore, SecureDiscard};
 use xen_abi::XenbusState;
-use xenstore::{Change, Request, SubmitError};
+use xenstore::{Change, Error, Request, SubmitError};
 
+use crate::disks::DiskId;
 use crate::domain::Domain;
 use crate::inbox::Tag;
 use crate::inquiry::{Inquiry, STATE, Side, Subject};
 use crate::platform::Platform;
-use crate::refusal::EINVAL;
+use crate::refusal::{EINVAL, ENOSPC};
 use crate::vbd::{BACKEND_DIR, Identity, Timer, Vbd, VbdKey};
 
 /// How long state 6 stands before our directory goes: libxl fails a detach that does not see it.
@@ -243,9 +244,7 @@ impl<P: Platform> Domain<P> {
             platform.log(format_args!("{vbd}: detached"));
         }
         if let Some(disk) = vbd.disk() {
-            self.cleared.extend(self.disks.release(disk, key));
-            self.hand_over(platform, disk);
-            self.end_if_drained(platform);
+            self.release(platform, disk, key);
         }
         self.usage_changed = true;
         if vbd.look {
@@ -253,6 +252,33 @@ impl<P: Platform> Domain<P> {
             self.look(platform, key);
         }
         Outcome::Done
+    }
+
+    /// Lets a vbd's disk go for good.
+    fn release(&mut self, platform: &mut P, disk: DiskId, key: VbdKey) {
+        self.cleared.extend(self.disks.release(disk, key));
+        self.hand_over(platform, disk);
+        self.end_if_drained(platform);
+    }
+
+    /// xenstore does not take what a vbd offers: it cannot be served.
+    pub(crate) fn give_up_vbd(&mut self, platform: &mut P, key: VbdKey, error: Error) {
+        let text = match error {
+            Error::Enospc | Error::Equota => {
+                format!("cannot be served: Granary's quota of xenstore nodes is used up ({error})")
+            }
+            _ => format!("cannot be served: xenstore refuses what it offers: {error}"),
+        };
+        self.tell_error(platform, key, ENOSPC, &text);
+        let Some(vbd) = self.vbds.get_mut(&key) else { return };
+        let disk = vbd.disk();
+        let frontend_dir = vbd.identity.frontend_dir().unwrap_or_default().into();
+        vbd.identity = Identity::Refused { frontend_dir };
+        vbd.handle(Event::Refused);
+        if let Some(disk) = disk {
+            self.release(platform, disk, key);
+        }
+        self.proceed(platform, key);
     }
 
     /// Tells an error that a frontend may cause: in the vbd's error node, and on the console as
@@ -273,9 +299,9 @@ impl<P: Platform> Domain<P> {
     fn write_error(&mut self, platform: &mut P, key: VbdKey, errno: u32, text: fmt::Arguments<'_>) {
         let Some(vbd) = self.vbds.get_mut(&key) else { return };
         vbd.has_error = true;
-        let (node, tag) = (format!("{}/error", vbd.error_dir()), Tag::Written(vbd.id));
+        let node = format!("{}/error", vbd.error_dir());
         let value = format!("{errno} {text}");
-        self.submit(platform, Request::Write(&node, value.as_bytes()), tag);
+        self.submit(platform, Request::Write(&node, value.as_bytes()), Tag::ErrorTold);
     }
 
     /// What to remove with a vbd's error: also the directories above it that hold no other.

@@ -29,6 +29,8 @@ pub(crate) enum Tag {
     Published(VbdId),
     /// A node of a vbd was written or removed, its frontend watched or not any more.
     Written(VbdId),
+    /// An error node was written, or there was no room for it: the console has said it.
+    ErrorTold,
     /// `control/shutdown` was read.
     Shutdown,
     /// Nothing of the domain's is on its way to xenstore any more: it may end.
@@ -59,6 +61,8 @@ enum Heard {
     Proceed(VbdKey),
     /// What it offers stands in xenstore.
     Published(VbdKey),
+    /// That cannot be.
+    NotPublished(VbdKey, Error),
     ReadShutdown,
     Shutdown(ShutdownReason),
     ReadRequest,
@@ -138,13 +142,14 @@ impl<P: Platform> Domain<P> {
                     (Some(vbd), Err(error)) => {
                         // Where the directory is gone meanwhile, the look will tell.
                         vbd.look = true;
-                        if !is_gone(error) {
-                            platform.log(format_args!("{vbd}: cannot publish: {error}"));
-                            vbd.handle(Event::Refused);
+                        if is_gone(error) {
+                            Heard::Proceed(id.key)
+                        } else {
+                            Heard::NotPublished(id.key, error)
                         }
-                        Heard::Proceed(id.key)
                     }
                 },
+                Tag::ErrorTold => Heard::Nothing,
                 Tag::Written(id) => match (living(&mut self.vbds, id), result) {
                     (Some(vbd), Err(error)) => {
                         vbd.look = true;
@@ -213,6 +218,7 @@ impl<P: Platform> Domain<P> {
                 self.correct_size(platform, key);
                 self.proceed(platform, key);
             }
+            Heard::NotPublished(key, error) => self.give_up_vbd(platform, key, error),
             Heard::ReadShutdown => {
                 self.submit(platform, Request::Read(SHUTDOWN), Tag::Shutdown);
             }

@@ -40,6 +40,7 @@ pub(crate) enum Refusal {
 
 /// errno numbers as an `error` node begins with.
 pub(crate) const EINVAL: u32 = 22;
+pub(crate) const ENOSPC: u32 = 28;
 const ENOENT: u32 = 2;
 const ENOMEM: u32 = 12;
 const EBUSY: u32 = 16;

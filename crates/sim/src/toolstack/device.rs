@@ -27,6 +27,8 @@ pub struct DiskSpec {
     pub device_type: &'static str,
     /// `discard` or `no-discard`; neither by default.
     pub discard_enable: Option<&'static str>,
+    /// `direct-io-safe`; not by default.
+    pub direct_io_safe: Option<&'static str>,
 }
 
 impl DiskSpec {
@@ -39,6 +41,7 @@ impl DiskSpec {
             mode: Mode::ReadWrite,
             device_type: "disk",
             discard_enable: None,
+            direct_io_safe: None,
         }
     }
 
@@ -135,6 +138,7 @@ impl Device {
             ("specification", "xen"),
         ];
         back.extend(spec.discard_enable.map(|enable| ("discard-enable", enable)));
+        back.extend(spec.direct_io_safe.map(|safe| ("direct-io-safe", safe)));
         let front = [
             ("backend-id", backend_id.as_str()),
             ("state", "1"),
