@@ -224,6 +224,14 @@ class Guest(Domain):
         """`xl block-detach`; the seconds it took."""
         return self.try_detach(vdev).expect(0).seconds
 
+    def start_io(self, words: str) -> Command:
+        """Runs lab-io (nested/io) beside what else goes on; waiting for it raises if a block was wrong."""
+        return self.start(f"lab-io {words}")
+
+    def io(self, words: str, limit: float = 120) -> dict:
+        """Runs lab-io; what it measured."""
+        return json.loads(self.start_io(words).wait(limit))
+
     def fill(self, path: str, mib: int) -> str:
         """Writes noise to a file or disk, down to the disk; its checksum."""
         return self.sh(_FILL.format(path=shlex.quote(path), mib=mib))

@@ -1,12 +1,13 @@
 """One boot of the lab: the run's own archive, the events that come back, and the hang guards."""
 
+import io
 import json
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import cpio, qemu
+from . import cpio, qemu, tools
 from .faults import emulator_fault
 from .report import Report
 from .roots import CACHE, REPOSITORY, Boot
@@ -122,8 +123,18 @@ def _write_archive(path: Path, boot: Boot, job: Job) -> None:
             own.tree(REPOSITORY / part, f"lab/{part}", lambda found: "__pycache__" in found.parts)
         if GRANARY_IMAGE.exists():
             own.file("lab/granary", GRANARY_IMAGE.read_bytes())
+        own.file("lab/guest/initramfs", boot.guest.read_bytes() + _guest_archive())
         own.file("lab/run.json", json.dumps({"scenarios": job.scenarios, "shell": job.shell}).encode())
         own.close()
+
+
+def _guest_archive() -> bytes:
+    """What a guest has beside Debian's programs."""
+    out = io.BytesIO()
+    own = cpio.Archive(out)
+    own.file("bin/lab-io", tools.lab_io().read_bytes(), 0o755)
+    own.close()
+    return out.getvalue()
 
 
 def _say_end_of_console(console: Path, report: Report) -> None:
