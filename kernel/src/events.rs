@@ -99,6 +99,11 @@ impl Events {
         answer
     }
 
+    /// How many ports are bound.
+    pub(crate) fn nr_ports(&self) -> usize {
+        self.ports.nr_bound()
+    }
+
     /// Takes a port that an event arrived at since it was last taken.
     pub(crate) fn take(&mut self) -> Option<EvtchnPort> {
         let port = self.ports.next(self.cursor, |word| self.pending(word))?;

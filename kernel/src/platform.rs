@@ -113,6 +113,10 @@ impl Platform for Xen {
         self.grants.nr_mapped()
     }
 
+    fn nr_ports(&self) -> usize {
+        self.events.nr_ports()
+    }
+
     fn heap_peak_bytes(&self) -> usize {
         heap::peak_bytes()
     }

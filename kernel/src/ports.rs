@@ -68,6 +68,11 @@ impl PortSet {
         }
     }
 
+    /// How many ports are in.
+    pub(crate) fn nr_bound(&self) -> usize {
+        self.bound.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
     /// The ports to list, in no order.
     pub(crate) fn listed(&self) -> &[EvtchnPort] {
         &self.listed[..self.nr_listed]

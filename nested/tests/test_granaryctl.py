@@ -66,7 +66,7 @@ POOL = "pool total_pages=16384 free_pages=4096 reserve_pages=64\n"
 IMAGE = "image name=gold format=qcow2 sectors=524288\n"
 DISK = "disk name=12 type=overlay sectors=524288 block=512 pages=3 cap_pages=16384 base=gold access=rw vbds=7/51712,8/51728\n"
 OWN = "disk name=- type=null sectors=2147483648 block=4096 pages=0 cap_pages=- base=- access=ro vbds=9/51712\n"
-HEAP = POOL.replace("\n", " handles=37 heap_peak_bytes=430080\n")
+HEAP = POOL.replace("\n", " handles=37 ports=4 watches=5 heap_peak_bytes=430080\n")
 BUSY = (
     "vbd id=7/51712 disk=12 state=connected rings=2 in_flight=3 reads=1234 sectors_read=2517504 writes=56 sectors_written=448 flushes=7 barriers=0 "
     "discards=1 sectors_discarded=8192 errors=2 mapped=35 at_hand=1:900,32:40 segments=1:20,8:1270\n"
@@ -163,7 +163,7 @@ class Verbs(GranaryctlTest):
         self.assertEqual(
             out,
             "64 MiB of memory for disks, 16 MiB free, 256 KiB in reserve\n"
-            "37 grant handles, at most 420 KiB of heap\n"
+            "37 grant handles, 4 event channel ports, 5 watches, at most 420 KiB of heap\n"
             "\n"
             "VBD      DISK  STATE      RINGS  IN FLIGHT  MAPPED  ERRORS\n"
             "7/51712  12    connected      2          3      35       2\n"
@@ -193,7 +193,7 @@ class Verbs(GranaryctlTest):
         busy |= {"sectors_read": 2517504, "writes": 56, "sectors_written": 448, "flushes": 7, "barriers": 0, "discards": 1}
         busy |= {"sectors_discarded": 8192, "errors": 2, "mapped": 35, "at_hand": {"1": 900, "32": 40}, "segments": {"1": 20, "8": 1270}}
         idle = dict.fromkeys(busy, 0) | {"id": {"frontend": 9, "devid": 51728}, "disk": None, "state": "waiting", "at_hand": {}, "segments": {}}
-        pool = {"total_pages": 16384, "free_pages": 4096, "reserve_pages": 64, "handles": 37, "heap_peak_bytes": 430080}
+        pool = {"total_pages": 16384, "free_pages": 4096, "reserve_pages": 64, "handles": 37, "ports": 4, "watches": 5, "heap_peak_bytes": 430080}
         self.assertEqual(json.loads(out), {"pool": pool, "vbds": [busy, idle]})
 
     def test_statistics_that_cannot_be_read(self):

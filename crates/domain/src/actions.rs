@@ -315,22 +315,4 @@ impl<P: Platform> Domain<P> {
             gone.error_dir()
         }
     }
-
-    /// Says in `data/usage` what is in use, when that has changed and nothing is on its way back.
-    pub(crate) fn tell_usage(&mut self, platform: &mut P) {
-        if !self.usage_changed || self.is_clearing() {
-            return;
-        }
-        self.usage_changed = false;
-        let usage = format!(
-            "free_pages={} total_pages={} handles={} vbds={} disks={} heap_peak_bytes={}",
-            self.pool.nr_free(),
-            self.pool.nr_total(),
-            platform.nr_handles(),
-            self.vbds.len(),
-            self.disks.iter().count(),
-            platform.heap_peak_bytes(),
-        );
-        self.submit(platform, Request::Write("data/usage", usage.as_bytes()), Tag::Usage);
-    }
 }

@@ -61,6 +61,8 @@ pub struct Domain<P: Platform> {
     pub(crate) stalled: bool,
     /// What `data/usage` says is not true any more.
     pub(crate) usage_changed: bool,
+    /// How many watches it says there are.
+    pub(crate) told_watches: usize,
     pub(crate) shutdown: Shutdown,
 }
 
@@ -147,6 +149,7 @@ impl<P: Platform> Domain<P> {
             mapped_left,
             stalled: false,
             usage_changed: true,
+            told_watches: 0,
             shutdown: Shutdown::No,
         };
         domain.define(platform, modules, command_line);

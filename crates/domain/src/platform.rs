@@ -37,6 +37,9 @@ pub trait Platform: Grants {
     /// Grant handles that are mapped now.
     fn nr_handles(&self) -> usize;
 
+    /// Event channel ports that are bound now, xenstore's and the console's among them.
+    fn nr_ports(&self) -> usize;
+
     /// The largest number of bytes that the heap ever held.
     fn heap_peak_bytes(&self) -> usize;
 

@@ -1,20 +1,21 @@
 //! What the vbds have done, as dom0 is told.
 
+use alloc::format;
 use alloc::string::String;
 use core::fmt::{self, Write as _};
 
 use blkback::Stats;
+use xenstore::Request;
 
 use crate::domain::Domain;
+use crate::inbox::Tag;
 use crate::platform::Platform;
 use crate::vbd::{Identity, Ring, Vbd, VbdKey};
 
 impl<P: Platform> Domain<P> {
     /// What a person wants to know of the vbds' work, and of what it takes.
     pub(crate) fn describe_work(&self, platform: &P) -> String {
-        let mut text = self.describe_pool();
-        let (handles, heap) = (platform.nr_handles(), platform.heap_peak_bytes());
-        let _ = writeln!(text, " handles={handles} heap_peak_bytes={heap}");
+        let mut text = format!("{} {}\n", self.describe_pool(), self.describe_held(platform));
         for vbd in self.vbds.iter() {
             let (mut nr_in_flight, mut nr_mapped) = (0, 0);
             for Ring { queue, .. } in &vbd.rings {
@@ -34,6 +35,36 @@ impl<P: Platform> Domain<P> {
             let _ = writeln!(text, "{line}");
         }
         text
+    }
+
+    /// Says in `data/usage` what is in use, when that has changed and nothing is on its way back.
+    pub(crate) fn tell_usage(&mut self, platform: &mut P) {
+        let nr_watches = self.xenstore.client.nr_watches();
+        if !(self.usage_changed || nr_watches != self.told_watches) || self.is_clearing() {
+            return;
+        }
+        self.usage_changed = false;
+        self.told_watches = nr_watches;
+        let usage = format!(
+            "free_pages={} total_pages={} vbds={} disks={} {}",
+            self.pool.nr_free(),
+            self.pool.nr_total(),
+            self.vbds.len(),
+            self.disks.iter().count(),
+            self.describe_held(platform),
+        );
+        self.submit(platform, Request::Write("data/usage", usage.as_bytes()), Tag::Usage);
+    }
+
+    /// What we hold of others.
+    fn describe_held(&self, platform: &P) -> String {
+        format!(
+            "handles={} ports={} watches={} heap_peak_bytes={}",
+            platform.nr_handles(),
+            platform.nr_ports(),
+            self.xenstore.client.nr_watches(),
+            platform.heap_peak_bytes(),
+        )
     }
 }
 

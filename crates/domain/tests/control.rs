@@ -126,7 +126,8 @@ fn what_the_vbds_have_done_is_told() {
     let nothing = "reads=0 sectors_read=0 writes=0 sectors_written=0 flushes=0 barriers=0 \
                    discards=0 sectors_discarded=0 errors=0 mapped=0 at_hand=- segments=-";
     let home = format!("vbd id={guest}/51712 disk=home");
-    let pool = "pool total_pages=1981 free_pages=1981 reserve_pages=257 handles=2";
+    let pool =
+        "pool total_pages=1981 free_pages=1981 reserve_pages=257 handles=2 ports=3 watches=6";
     let others = [
         format!("vbd id={guest}/51728 disk=- state=waiting rings=0 in_flight=0 {nothing}"),
         format!("vbd id={guest}/51744 disk=- state=refused rings=0 in_flight=0 {nothing}"),
@@ -154,7 +155,7 @@ fn what_the_vbds_have_done_is_told() {
     assert_eq!(
         stats(&mut lab),
         [
-            "pool total_pages=1981 free_pages=1979 reserve_pages=257 handles=4",
+            "pool total_pages=1981 free_pages=1979 reserve_pages=257 handles=4 ports=3 watches=6",
             &format!("{home} state=connected rings=2 in_flight=2 {did}"),
             waiting,
             refused

@@ -61,16 +61,25 @@ fn a_vbds_life_is_a_few_lines() {
 fn what_is_in_use_is_told_and_comes_back() {
     let mut lab = Lab::new(2).memory_pages(1000).start();
     // 16 frames are the engine's, 3 the pool's own.
-    assert_eq!(usage(&lab), "free_pages=981 total_pages=981 handles=0 vbds=0 disks=0");
+    assert_eq!(
+        usage(&lab),
+        "free_pages=981 total_pages=981 vbds=0 disks=0 handles=0 ports=1 watches=3"
+    );
     let guest = lab.create_guest();
     let disk = lab.attach(guest, "xvda", "ram,size=1M");
     lab.connect(disk);
     lab.settle();
-    assert_eq!(usage(&lab), "free_pages=981 total_pages=981 handles=1 vbds=1 disks=1");
+    assert_eq!(
+        usage(&lab),
+        "free_pages=981 total_pages=981 vbds=1 disks=1 handles=1 ports=2 watches=4"
+    );
     lab.random_io(disk, 500);
     lab.detach(disk);
     lab.settle();
-    assert_eq!(usage(&lab), "free_pages=981 total_pages=981 handles=0 vbds=0 disks=0");
+    assert_eq!(
+        usage(&lab),
+        "free_pages=981 total_pages=981 vbds=0 disks=0 handles=0 ports=1 watches=3"
+    );
     lab.assert_clean();
 }
 

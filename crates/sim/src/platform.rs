@@ -304,6 +304,10 @@ impl Platform for SimPlatform {
         self.machine.grants().nr_handles(self.domid)
     }
 
+    fn nr_ports(&self) -> usize {
+        self.machine.events().nr_ports(self.domid)
+    }
+
     fn heap_peak_bytes(&self) -> usize {
         0
     }

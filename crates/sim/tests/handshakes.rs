@@ -344,7 +344,7 @@ fn assert_connections_alternate(lab: &Lab) {
 #[test]
 fn any_order_of_states_keys_and_removals_ends_and_leaves_nothing() {
     let mut nr_connections = 0;
-    for seed in seeds(60) {
+    for seed in seeds(80) {
         let (mut lab, guest, disk) = attached(seed);
         for life in 0..3 {
             let mut frontend = ByHand::new(&lab, disk, Abi::X86_64, NR_SECTORS);

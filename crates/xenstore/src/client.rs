@@ -34,6 +34,7 @@ pub struct Client<T> {
     transactions: VecDeque<Transaction<T>>,
     /// The names that the last event has lent out, if they came in parts.
     listing: Vec<u8>,
+    nr_watches: usize,
 }
 
 /// What a message comes to, before anything is borrowed from it.
@@ -71,6 +72,7 @@ impl<T> Client<T> {
             queue: Queue::new(queue_bytes),
             transactions: VecDeque::new(),
             listing: Vec::new(),
+            nr_watches: 0,
         }
     }
 
@@ -78,6 +80,22 @@ impl<T> Client<T> {
     #[must_use]
     pub const fn room_bytes(&self) -> usize {
         self.queue.room_bytes()
+    }
+
+    /// Watches that xenstored has of ours, as far as it has answered.
+    #[must_use]
+    pub const fn nr_watches(&self) -> usize {
+        self.nr_watches
+    }
+
+    /// Counts watches, after xenstored has done what it was asked.
+    fn count_watches(&mut self, done: MessageType) {
+        self.nr_watches = match done {
+            MessageType::WATCH => self.nr_watches.saturating_add(1),
+            MessageType::UNWATCH => self.nr_watches.saturating_sub(1),
+            MessageType::RESET_WATCHES => 0,
+            _ => return,
+        };
     }
 
     /// Queues a request, whose answer comes back with `tag`.
@@ -166,6 +184,9 @@ impl<T> Client<T> {
                 let shape =
                     if pending.kind == MessageType::READ { Shape::Value } else { Shape::Done };
                 let result = answer.map(|_| shape);
+                if result.is_ok() {
+                    self.count_watches(pending.kind);
+                }
                 Some(self.finish(due, result))
             }
             Then::Directory(listing, due) => match answer {

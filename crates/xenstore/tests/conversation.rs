@@ -186,6 +186,25 @@ fn submit(client: &mut Client<usize>, ask: &Ask, tag: usize) {
     .unwrap();
 }
 
+#[test]
+fn watches_are_counted_as_xenstored_has_them() {
+    let page = Page::new(0);
+    let (mut client, mut xenstored) = (Client::new(&page), Xenstored::new());
+    let mut ask = |requests: &[Request<'_>]| {
+        for &request in requests {
+            client.submit(request, 0).unwrap();
+        }
+        let before = client.nr_watches();
+        run(&mut client, &page, &mut xenstored, at_once());
+        (before, client.nr_watches())
+    };
+    let watch = |path| Request::Watch { path, token: "t" };
+    let unwatch = |path| Request::Unwatch { path, token: "t" };
+    assert_eq!(ask(&[watch("a"), watch("b"), Request::Read("a")]), (0, 2));
+    assert_eq!(ask(&[unwatch("c"), unwatch("a")]), (2, 1), "there is none on c");
+    assert_eq!(ask(&[watch("a"), Request::ResetWatches]), (1, 0));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 

@@ -434,6 +434,10 @@ impl Lab {
         assert_eq!(xenstored.broken(domid), None);
         assert_eq!(xenstored.nr_transactions(domid), 0, "transactions");
         assert_eq!(xenstored.nodes_of(domid), self.nodes_at_start, "xenstore nodes");
+        assert_eq!(xenstored.nr_watches(domid), 3, "watches");
+        let usage = xenstored.dump(&format!("/local/domain/{domid}/data/usage"));
+        let held = |(_, usage): &(String, String)| usage.contains(" handles=0 ports=1 watches=3 ");
+        assert!(usage.first().is_some_and(held), "what it says itself: {usage:?}");
     }
 
     /// All that may help to understand a failure.
