@@ -288,7 +288,7 @@ fn devices_that_stand_there_at_the_start_are_served_half_written_ones_when_they_
     let machine = Machine::new(6);
     let us = toolstack::create_domain(&machine, DomainKind::DriverDomain);
     let mut guests = (0..6).map(|_| toolstack::create_domain(&machine, DomainKind::Guest));
-    let device = |guest| Device { backend: us, frontend: guest, devid: 51712 };
+    let device = |guest| Device::new(us, guest, 51712);
     let spec = DiskSpec::new("xvda", "ram,size=64K");
     let whole: Vec<_> = guests.by_ref().take(2).map(device).collect();
     let half: Vec<_> = guests.map(device).collect();

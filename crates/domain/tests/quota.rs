@@ -31,7 +31,7 @@ fn nr_nodes(lab: &Lab) -> usize {
 }
 
 fn error_node(device: &Device) -> String {
-    let Device { backend, frontend, devid } = device;
+    let Device { backend, frontend, devid, .. } = device;
     format!("/local/domain/{backend}/error/backend/vbd/{frontend}/{devid}/error")
 }
 

@@ -70,7 +70,8 @@ impl Machine {
     #[must_use]
     pub fn new(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
-        let grants = GrantTables::new(&mut rng);
+        let mut grants = GrantTables::new(&mut rng);
+        grants.add_domain(DOM0);
         let xenstored = Xenstored::new(&mut rng);
         let mut events = EventChannels::default();
         events.add_domain(DOM0);

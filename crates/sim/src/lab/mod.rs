@@ -106,7 +106,7 @@ impl Lab {
     #[must_use]
     pub fn device(&self, guest: DomId, vdev: &str) -> Device {
         let devid = vdev_number(vdev).unwrap_or_else(|| panic!("no vdev {vdev}"));
-        Device { backend: self.domid(), frontend: guest, devid }
+        Device::new(self.domid(), guest, devid)
     }
 
     /// Attaches a disk, and waits until the toolstack is content.
@@ -267,7 +267,7 @@ impl Lab {
             .iter()
             .map(|devid| {
                 let devid = devid.parse().expect("a vdev's number");
-                let device = Device { backend: self.domid(), frontend: guest, devid };
+                let device = Device::new(self.domid(), guest, devid);
                 self.begin(Operation::detach(&self.machine, device, Detach::Forced))
             })
             .collect();

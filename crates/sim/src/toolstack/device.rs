@@ -74,6 +74,16 @@ pub fn vdev_number(vdev: &str) -> Option<u32> {
     }
 }
 
+/// Where a frontend's directory lies: the backend's `frontend` node says it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub enum FrontendDir {
+    /// In `device/vbd` of its domain, as libxl has it.
+    #[default]
+    DeviceVbd,
+    /// Below this directory.
+    Below(&'static str),
+}
+
 /// A vbd between two domains.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Device {
@@ -83,9 +93,17 @@ pub struct Device {
     pub frontend: DomId,
     /// The vdev's number.
     pub devid: u32,
+    /// Where its frontend's directory lies.
+    pub frontend_dir: FrontendDir,
 }
 
 impl Device {
+    /// A vbd as libxl has it.
+    #[must_use]
+    pub const fn new(backend: DomId, frontend: DomId, devid: u32) -> Self {
+        Self { backend, frontend, devid, frontend_dir: FrontendDir::DeviceVbd }
+    }
+
     /// The backend's directory.
     #[must_use]
     pub fn backend_path(&self) -> String {
@@ -95,7 +113,12 @@ impl Device {
     /// The frontend's directory.
     #[must_use]
     pub fn frontend_path(&self) -> String {
-        format!("/local/domain/{}/device/vbd/{}", self.frontend, self.devid)
+        match self.frontend_dir {
+            FrontendDir::DeviceVbd => {
+                format!("/local/domain/{}/device/vbd/{}", self.frontend, self.devid)
+            }
+            FrontendDir::Below(dir) => format!("{dir}/{}", self.devid),
+        }
     }
 
     pub(super) fn libxl_path(&self) -> String {

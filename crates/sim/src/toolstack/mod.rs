@@ -10,7 +10,7 @@ use xen_abi::DomId;
 use crate::Machine;
 use crate::xenstored::{DOM0, Perms};
 
-pub use device::{Device, DiskSpec, Mode, vdev_number};
+pub use device::{Device, DiskSpec, FrontendDir, Mode, vdev_number};
 pub use operation::{Detach, Operation, ToolstackError};
 
 use device::rm_if_there;

@@ -23,7 +23,7 @@ fn device() -> (Machine, Device) {
     let machine = Machine::new(1);
     let backend = create_domain(&machine, DomainKind::DriverDomain);
     let frontend = create_domain(&machine, DomainKind::Guest);
-    (machine, Device { backend, frontend, devid: 51712 })
+    (machine, Device::new(backend, frontend, 51712))
 }
 
 fn set_state(machine: &Machine, device: Device, state: &str) {
