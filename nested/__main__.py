@@ -1,6 +1,7 @@
 """The lab's command line: `python3 -m nested --help`."""
 
 import argparse
+import os
 import signal
 import sys
 from fnmatch import fnmatch
@@ -9,6 +10,8 @@ from .dom0.scenario import Scenario, known
 from .host import qemu, roots
 from .host.report import Report
 from .host.session import GRANARY_IMAGE, Job, boot_and_run
+
+_SUITES = ", ".join(sorted(roots.SUITES))
 
 
 def main() -> int:
@@ -51,10 +54,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--all", action="store_true", help="also the scenarios of the group 'all'")
     parser.add_argument("--list", action="store_true", help="list the scenarios and end")
     parser.add_argument("--shell", action="store_true", help="leave a shell on dom0's console at the end (ends with Ctrl-A x)")
-    parser.add_argument("--suite", choices=sorted(roots.SUITES), default="bookworm", help="the Debian release that Xen and dom0 come from")
+    parser.add_argument("--suite", default=os.environ.get("XEN_SUITE", "bookworm"), help=f"the Debian release that Xen and dom0 come from: {_SUITES} (default: XEN_SUITE, or bookworm)")
     parser.add_argument("--memory", type=int, default=qemu.Machine.memory_mib, metavar="MIB", help="the emulated machine's memory (default: %(default)s)")
     parser.add_argument("--clock", choices=sorted(qemu.CLOCKS), default=qemu.Machine.clock, help="what its clock counts (default: %(default)s)")
-    return parser.parse_args()
+    options = parser.parse_args()
+    # Not by argparse's choices, which do not look at a default.
+    if options.suite not in roots.SUITES:
+        parser.error(f"no suite is called {options.suite!r} (--suite or XEN_SUITE): there are {_SUITES}")
+    return options
 
 
 def _choose(options: argparse.Namespace) -> list[Scenario]:

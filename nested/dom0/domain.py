@@ -127,8 +127,9 @@ class Granary(Domain):
 
 
 def devid(vdev: str) -> int:
-    """The device number of xvda…xvdp without a partition (Xen's docs/man/xen-vbd-interface.7)."""
-    return 202 << 8 | (ord(vdev[3]) - ord("a")) << 4
+    """The device number of xvda…xvdz without a partition (Xen's docs/man/xen-vbd-interface.7)."""
+    disk = ord(vdev[3]) - ord("a")
+    return 202 << 8 | disk << 4 if disk < 16 else 1 << 28 | disk << 8
 
 
 def backend_devices(domid: int) -> set[str]:
@@ -162,8 +163,11 @@ class Guest(Domain):
     """A Linux PVH guest that runs nested/guest/init."""
 
     @classmethod
-    def create(cls, name: str, *attached: disks.Disk, memory_mib: int = 256, vcpus: int = 1, cmdline: str = "") -> Self:
-        """Boots a guest, and returns when it takes commands. `cmdline` is for its kernel and modules."""
+    def create(cls, name: str, *attached: disks.Disk, memory_mib: int = 256, vcpus: int = 1, cmdline: str = "", **settings: object) -> Self:
+        """Boots a guest, and returns when it takes commands.
+
+        `cmdline` is for its kernel and modules, `settings` are xl's.
+        """
         return cls._boot(
             name,
             attached,
@@ -172,7 +176,13 @@ class Guest(Domain):
             cmdline=f"{names.GUEST_CMDLINE} {cmdline}",
             memory=memory_mib,
             vcpus=vcpus,
+            **settings,
         )
+
+    @classmethod
+    def create_of_other_release(cls, name: str, *attached: disks.Disk) -> Self:
+        """Boots the Linux of another Debian release than dom0's."""
+        return cls._boot(name, attached, kernel=str(names.OTHER_KERNEL), ramdisk=str(names.OTHER_INITRAMFS), cmdline=names.GUEST_CMDLINE)
 
     @classmethod
     def create_by_grub(cls, name: str, *attached: disks.Disk) -> Self:

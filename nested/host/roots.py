@@ -1,4 +1,4 @@
-"""Builds and caches what QEMU boots: Xen, dom0's kernel and archive, the guest's kernel and archive.
+"""Builds and caches what QEMU boots: Xen, dom0's kernel and archive, the guests' kernels and archives.
 
 Debian's packages are extracted, never installed, so nothing here needs root and no package's
 script runs. Two caches under target/nested/<suite>/: `tree-<hash>` holds the extracted packages,
@@ -14,6 +14,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from . import cpio, elf, gold
@@ -22,15 +23,18 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = REPOSITORY / "target" / "nested"
 GUEST_SOURCES = REPOSITORY / "nested" / "guest"
 
+KERNEL_PACKAGE = "linux-image-amd64"
+
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A Debian release and the version of Xen in it."""
+    """A Debian release, the version of Xen in it, and the release whose kernel guests run as well."""
 
     name: str
     xen: str
+    other: str
 
     @property
     def packages(self) -> list[str]:
@@ -38,7 +42,7 @@ class Suite:
             f"xen-hypervisor-{self.xen}-amd64",
             f"xen-utils-{self.xen}",
             "xenstore-utils",
-            "linux-image-amd64",
+            KERNEL_PACKAGE,
             "busybox-static",
             "python3",
             "e2fsprogs",
@@ -47,12 +51,13 @@ class Suite:
         ]
 
 
-SUITES = {suite.name: suite for suite in [Suite("bookworm", "4.17")]}
+SUITES = {suite.name: suite for suite in [Suite("bookworm", "4.17", other="trixie"), Suite("trixie", "4.20", other="bookworm")]}
 
 # Where both sorts of Debian root, merged or not, keep programs and libraries.
 PROGRAM_DIRECTORIES = ["bin", "sbin", "usr/bin", "usr/sbin"]
 LIBRARY_DIRECTORIES = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"]
-LOADER = "lib64/ld-linux-x86-64.so.2"
+LOADER_DIRECTORIES = ["lib64", "usr/lib64"]
+LOADER = "ld-linux-x86-64.so.2"
 
 # The PVH kernel that reads a disk's /boot/grub/grub.cfg.
 GRUB = "usr/lib/grub-xen/grub-i386-xen_pvh.bin"
@@ -79,9 +84,9 @@ GUEST_MODULES = ["xen-blkfront", "crc32c_generic", "ext4", "loop"]
 
 # Python's library without what no runner uses: a third of its size.
 PYTHON_UNUSED = {
-    "asyncio", "config-3.11-x86_64-linux-gnu", "ctypes", "curses", "distutils", "ensurepip",
-    "idlelib", "lib2to3", "multiprocessing", "pydoc_data", "sqlite3", "test", "tkinter",
-    "turtledemo", "unittest", "wsgiref", "xml", "xmlrpc",
+    "asyncio", "config-*", "ctypes", "curses", "distutils", "ensurepip", "idlelib", "lib2to3",
+    "multiprocessing", "pydoc_data", "sqlite3", "test", "tkinter", "turtledemo", "unittest",
+    "wsgiref", "xml", "xmlrpc",
 }  # fmt: skip
 
 # Parts of the packages that are not even extracted; of modules, only these folders are.
@@ -116,6 +121,16 @@ class Boot:
         return self.directory / "guest.cpio"
 
     @property
+    def other_kernel(self) -> Path:
+        """The uncompressed Linux of the suite's `other`, for guests."""
+        return self.directory / "vmlinux-other"
+
+    @property
+    def other_guest(self) -> Path:
+        """`guest` with that Linux' modules."""
+        return self.directory / "guest-other.cpio"
+
+    @property
     def disks(self) -> Path:
         """The disk images that scenarios serve, as one archive."""
         return self.directory / "disks.tar"
@@ -124,22 +139,43 @@ class Boot:
 def boot_files(suite: Suite, say: Say) -> Boot:
     """The boot files of a suite: from the cache, or built into it."""
     here = Path(__file__).parent
-    tree_key = _key(suite.name.encode(), *(p.encode() for p in suite.packages), repr((NOT_EXTRACTED, MODULE_FOLDERS)).encode())
+    tree = _Tree(suite.name, suite.packages)
+    other = _Tree(suite.other, [KERNEL_PACKAGE])
     sources = [here / "roots.py", here / "cpio.py", here / "elf.py", here / "gold.py", *sorted(GUEST_SOURCES.iterdir())]
-    boot_key = _key(tree_key.encode(), *(source.read_bytes() for source in sources))
+    boot_key = _key(tree.key.encode(), other.key.encode(), *(source.read_bytes() for source in sources))
     cache = CACHE / suite.name
     boot = Boot(cache / f"boot-{boot_key}")
     if not boot.directory.exists():
-        tree = cache / f"tree-{tree_key}"
-        if not tree.exists():
-            say(f"fetching Debian {suite.name}'s packages: {' '.join(suite.packages)}")
-            _into_place(tree, lambda part: _extract(suite, part))
+        for needed in (tree, other):
+            needed.fetch(say)
         say("building the boot archives")
-        _into_place(boot.directory, lambda part: _build(suite, tree, part))
+        _into_place(boot.directory, lambda part: _build(_Root(suite, tree.path), _Root(suite, other.path), part))
     for stale in cache.glob("boot-*"):
         if stale != boot.directory:
             shutil.rmtree(stale)
     return boot
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """Packages of a Debian release, extracted."""
+
+    release: str
+    packages: list[str]
+
+    @property
+    def key(self) -> str:
+        return _key(self.release.encode(), *(p.encode() for p in self.packages), repr((NOT_EXTRACTED, MODULE_FOLDERS)).encode())
+
+    @property
+    def path(self) -> Path:
+        return CACHE / self.release / f"tree-{self.key}"
+
+    def fetch(self, say: Say) -> None:
+        """Extracts them, unless they are there."""
+        if not self.path.exists():
+            say(f"fetching Debian {self.release}'s packages: {' '.join(self.packages)}")
+            _into_place(self.path, lambda part: _extract(self.release, self.packages, part))
 
 
 def _key(*parts: bytes) -> str:
@@ -161,11 +197,11 @@ def _into_place(final: Path, build: Callable[[Path], None]) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _extract(suite: Suite, to: Path) -> None:
+def _extract(release: str, packages: list[str], to: Path) -> None:
     """Lets mmdebstrap download and extract the packages, and keeps the useful part of them."""
     archive = to / "root.tar"
     log = to / "mmdebstrap.log"
-    command = ["mmdebstrap", "--variant=extract", f"--include={','.join(suite.packages)}", suite.name, str(archive)]
+    command = ["mmdebstrap", "--variant=extract", f"--include={','.join(packages)}", release, str(archive)]
     with log.open("wb") as out:
         if subprocess.run(command, stdout=out, stderr=out, check=False).returncode != 0:
             raise RuntimeError(f"mmdebstrap failed:\n{log.read_text()[-3000:]}")
@@ -186,18 +222,21 @@ def _extract(suite: Suite, to: Path) -> None:
     archive.unlink()
 
 
-def _build(suite: Suite, tree: Path, to: Path) -> None:
+def _build(root: "_Root", other: "_Root", to: Path) -> None:
     boot = Boot(to)
-    root = _Root(suite, tree)
-    boot.xen.write_bytes(gzip.decompress(next((tree / "boot").glob("xen-*.gz")).read_bytes()))
-    boot.kernel.write_bytes(elf.vmlinux(next((tree / "boot").glob("vmlinuz-*")).read_bytes()))
+    boot.xen.write_bytes(gzip.decompress(root.xen()))
+    boot.kernel.write_bytes(elf.vmlinux(root.bzimage()))
+    boot.other_kernel.write_bytes(elf.vmlinux(other.bzimage()))
     root.compile_python()
     with boot.guest.open("wb") as out:
         root.guest(cpio.Archive(out))
+    with boot.other_guest.open("wb") as out:
+        out.write(boot.guest.read_bytes())
+        other.guest_modules(cpio.Archive(out))
     with tempfile.TemporaryDirectory(dir=to) as folder:
         bootable = cpio.Folder(Path(folder))
         root.guest(bootable)
-        bootable.file("boot/vmlinuz", next((tree / "boot").glob("vmlinuz-*")).read_bytes())
+        bootable.file("boot/vmlinuz", root.bzimage())
         bootable.file("boot/initramfs", boot.guest.read_bytes())
         bootable.file("boot/grub/grub.cfg", (GUEST_SOURCES / "grub.cfg").read_bytes())
         gold.make(boot.disks, Path(folder), root.native("mke2fs"))
@@ -212,8 +251,14 @@ class _Root:
         self._tree = tree
         self._xen_bin = tree / "usr/lib" / f"xen-{suite.xen}" / "bin"
         self._modules = {
-            path.stem.replace("_", "-"): path for path in tree.glob("**/lib/modules/**/*.ko")
+            _module_name(path).replace("_", "-"): path for path in tree.glob("**/lib/modules/**/*.ko*")
         }
+
+    def xen(self) -> bytes:
+        return next((self._tree / "boot").glob("xen-*.gz")).read_bytes()
+
+    def bzimage(self) -> bytes:
+        return next((self._tree / "boot").glob("vmlinuz-*")).read_bytes()
 
     def dom0(self, archive: cpio.Archive, boot: Boot) -> None:
         programs = {name: self._xen_bin / name for name in XEN_PROGRAMS}
@@ -226,6 +271,8 @@ class _Root:
         self._add_modules(archive, DOM0_MODULES)
         archive.file("lab/guest/vmlinux", boot.kernel.read_bytes())
         archive.file("lab/guest/initramfs", boot.guest.read_bytes())
+        archive.file("lab/guest/other/vmlinux", boot.other_kernel.read_bytes())
+        archive.file("lab/guest/other/initramfs", boot.other_guest.read_bytes())
         archive.file("lab/guest/grub", (self._tree / GRUB).read_bytes())
         archive.file("lab/disks.tar", boot.disks.read_bytes())
         archive.close()
@@ -240,6 +287,11 @@ class _Root:
         archive.file("bin/poweroff", (GUEST_SOURCES / "poweroff").read_bytes(), 0o755)
         archive.close()
 
+    def guest_modules(self, archive: cpio.Archive) -> None:
+        """A guest's modules alone, which replace those of another kernel in an archive before it."""
+        self._add_modules(archive, GUEST_MODULES)
+        archive.close()
+
     def compile_python(self) -> None:
         """Compiles Python's library with that very Python: under emulation its imports take seconds."""
         options = ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", str(self._python_library())]
@@ -248,7 +300,7 @@ class _Root:
     def native(self, program: str) -> list[str]:
         """The command that runs a program of the tree here."""
         libraries = ":".join(str(self._tree / directory) for directory in LIBRARY_DIRECTORIES)
-        return [str(self._tree / LOADER), "--library-path", libraries, str(self._program(program).resolve())]
+        return [str(self._find(LOADER_DIRECTORIES, LOADER)), "--library-path", libraries, str(self._program(program).resolve())]
 
     def _base(self, archive: cpio.Archive, programs: dict[str, Path]) -> None:
         """busybox under all its names, the programs and what they load."""
@@ -282,7 +334,7 @@ class _Root:
                 continue
             self._added.add(name)
             library = self._library(name)
-            directory = "lib64" if name == Path(LOADER).name else "lib/x86_64-linux-gnu"
+            directory = "lib64" if name == LOADER else "lib/x86_64-linux-gnu"
             archive.file(f"{directory}/{name}", library.read_bytes(), 0o755)
             pending += elf.needed(library)
 
@@ -294,13 +346,14 @@ class _Root:
             path = self._modules.get(name.replace("_", "-"))
             if path is None:
                 raise RuntimeError(f"the kernel has no module {name}")
-            if path.stem in order:
+            module = _module_name(path)
+            if module in order:
                 return
-            data = path.read_bytes()
+            data = elf.unpacked_module(path.read_bytes())
             for dependency in elf.module_depends(data):
                 add(dependency)
-            order.append(path.stem)
-            archive.file(f"modules/{path.stem}.ko", data)
+            order.append(module)
+            archive.file(f"modules/{module}.ko", data)
 
         for name in names:
             add(name)
@@ -313,7 +366,7 @@ class _Root:
         return self._find(PROGRAM_DIRECTORIES, name)
 
     def _library(self, name: str) -> Path:
-        return self._find([*LIBRARY_DIRECTORIES, str(Path(LOADER).parent)], name)
+        return self._find([*LIBRARY_DIRECTORIES, *LOADER_DIRECTORIES], name)
 
     def _find(self, directories: list[str], name: str) -> Path:
         for directory in directories:
@@ -328,4 +381,12 @@ class _Root:
 
 
 def _python_unused(library: Path) -> Callable[[Path], bool]:
-    return lambda path: bool(PYTHON_UNUSED.intersection(path.relative_to(library).parts))
+    def unused(path: Path) -> bool:
+        return any(fnmatch(part, pattern) for part in path.relative_to(library).parts for pattern in PYTHON_UNUSED)
+
+    return unused
+
+
+def _module_name(path: Path) -> str:
+    """A module's name; its file may be compressed."""
+    return path.name.partition(".ko")[0]

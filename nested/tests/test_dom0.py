@@ -58,7 +58,7 @@ class Disks(unittest.TestCase):
         self.assertEqual(str(disks.ram("xvdb", "1M")), "vdev=xvdb,format=raw,access=rw,backend=granary,target=ram,size=1M")
 
     def test_devid(self):
-        self.assertEqual([devid("xvda"), devid("xvdb")], [51712, 51728])
+        self.assertEqual([devid("xvda"), devid("xvdb"), devid("xvdp"), devid("xvdq")], [51712, 51728, 51952, 268439552])
 
 
 class Scenarios(unittest.TestCase):

@@ -1,7 +1,11 @@
 """Tests of the host half that need no emulator."""
 
 import io
+import lzma
+import os
 import struct
+import subprocess
+import sys
 import tempfile
 import unittest
 from pathlib import Path
@@ -95,6 +99,42 @@ class Elf(unittest.TestCase):
     def test_vmlinux_refuses_what_is_no_kernel(self):
         with self.assertRaisesRegex(ValueError, "not a bzImage"):
             elf.vmlinux(struct.pack("1024x"))
+
+    def test_vmlinux_unpacks_xz_and_zstd(self):
+        kernel = b"\x7fELF" + bytes(5000)
+        zstd = subprocess.run(["zstd", "-c"], input=kernel, stdout=subprocess.PIPE, check=True).stdout
+        for packed in (lzma.compress(kernel), zstd):
+            self.assertEqual(elf.vmlinux(self.bzimage(packed)), kernel)
+
+    def test_vmlinux_refuses_another_compression(self):
+        with self.assertRaisesRegex(ValueError, "compressed with neither xz nor zstd"):
+            elf.vmlinux(self.bzimage(b"\x1f\x8b" + bytes(100)))
+
+    def bzimage(self, packed: bytes) -> bytes:
+        """One setup sector, and a payload that ends in four bytes of its size, 16 bytes into the rest."""
+        header = bytearray(1024)
+        header[0x1F1] = 1
+        struct.pack_into("<4s", header, 0x202, b"HdrS")
+        struct.pack_into("<II", header, 0x248, 16, len(packed) + 4)
+        return bytes(header) + bytes(16) + packed + bytes(4) + b"what follows it"
+
+    def test_a_module_out_of_its_file(self):
+        self.assertEqual(elf.unpacked_module(b"\x7fELF module"), b"\x7fELF module")
+        self.assertEqual(elf.unpacked_module(lzma.compress(b"\x7fELF module")), b"\x7fELF module")
+
+
+class Suites(unittest.TestCase):
+    def nested(self, suite: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "nested", "--list", "--only", "lab.*"]
+        return subprocess.run(command, env=os.environ | {"XEN_SUITE": suite}, capture_output=True, text=True, check=False)
+
+    def test_the_environment_names_one(self):
+        self.assertEqual(self.nested("trixie").returncode, 0)
+
+    def test_one_that_there_is_not(self):
+        refused = self.nested("slink")
+        self.assertEqual(refused.returncode, 2)
+        self.assertIn("no suite is called 'slink' (--suite or XEN_SUITE): there are bookworm, trixie", refused.stderr)
 
 
 if __name__ == "__main__":
