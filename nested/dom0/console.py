@@ -35,6 +35,12 @@ class Console:
         *complete, self._tail = (self._tail + new).split(b"\n")
         self.lines += [line.decode(errors="replace").rstrip("\r") for line in complete]
 
+    def go_on_in(self, name: str) -> None:
+        """What the domain says from now on is in the log of another name, which is new."""
+        self.poll()
+        self.path = names.CONSOLE_LOGS / f"guest-{name}.log"
+        self._offset = 0
+
     def wait(self, pattern: str, limit: float = 60, since: int = 0) -> re.Match[str]:
         """The first line from number `since` on that matches. `limit` is a hang guard in seconds."""
         compiled = re.compile(pattern)

@@ -5,7 +5,7 @@ import itertools
 import json
 import re
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Self
 
 from . import console, disks, names
@@ -67,6 +67,7 @@ class Usage:
 
     free_pages: int
     handles: int
+    vbds: int
     disks: int
     heap_peak_bytes: int = field(compare=False)
     """The most that its heap ever held: no state to go back to."""
@@ -92,12 +93,13 @@ class Granary(Domain):
         eventually(f"{self.name} says what it has in use", lambda: xenstore.read(f"{self.home}/{names.USAGE_NODE}"))
 
     def usage(self) -> Usage:
-        """Its free pages, outstanding grant handles and disks."""
+        """Its free pages, outstanding grant handles, vbds and disks."""
         text = xenstore.read(f"{self.home}/{names.USAGE_NODE}") or ""
         found = dict(re.findall(r"(\w+)=(\d+)", text))
-        if not {"free_pages", "handles", "disks", "heap_peak_bytes"} <= found.keys():
+        wanted = [field.name for field in fields(Usage)]
+        if not set(wanted) <= found.keys():
             raise Mismatch(f"{self.name} does not say what it has in use: {names.USAGE_NODE} is {text!r}")
-        return Usage(int(found["free_pages"]), int(found["handles"]), int(found["disks"]), int(found["heap_peak_bytes"]))
+        return Usage(*(int(found[name]) for name in wanted))
 
     def control(self, *words: str) -> Outcome:
         """Runs granaryctl, whatever comes of it."""
@@ -120,6 +122,12 @@ class Granary(Domain):
         if not found:
             raise Mismatch(f"{self.name} lists no disk {name}")
         return found[0]
+
+    def statistics(self, guest: Domain, vdev: str) -> dict:
+        """What `granaryctl stats --json` says of one vbd."""
+        found = json.loads(self.control("stats", "--json").expect(0).output)["vbds"]
+        wanted = {"frontend": guest.domid, "devid": devid(vdev)}
+        return next(vbd for vbd in found if vbd["id"] == wanted)
 
     def device(self, guest: Domain, vdev: str) -> str:
         """The backend directory of one disk."""
@@ -146,6 +154,10 @@ class Command:
         self._text = text
         self._number = number
         self._since = since
+
+    def ended(self) -> bool:
+        """Whether it has ended: its console alone is asked."""
+        return bool(self._guest.console.matching(rf"^{self._number}= \d+$", self._since))
 
     def wait(self, limit: float = 120, rc: int = 0) -> str:
         """Its output, once it ended with this status. `limit` is a hang guard in seconds."""
@@ -191,21 +203,35 @@ class Guest(Domain):
 
     @classmethod
     def _boot(cls, name: str, attached: tuple[disks.Disk, ...], **settings: object) -> Self:
-        guest = cls._create(
-            name,
-            str(names.GUEST_CONFIG),
-            tsc_mode="native",
-            # A guest that reboots unasked (a triple fault looks so) must not hide it.
-            on_reboot="destroy",
-            disk=[str(disk) for disk in attached],
-            **settings,
-        )
+        # A guest that reboots unasked (a triple fault looks so) must not hide it.
+        defaults = {"tsc_mode": "native", "on_reboot": "destroy"}
+        guest = cls._create(name, str(names.GUEST_CONFIG), disk=[str(disk) for disk in attached], **defaults | settings)
         guest.console.wait(names.GUEST_READY, limit=90)
         return guest
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
         self._numbers = itertools.count(1)
+
+    def follow(self, log: str | None = None) -> None:
+        """Goes on as the domain that has its name now, after a restart, restore or migration.
+
+        `log` is the name under which the console of a migrated one is logged.
+        """
+        self.domid = int(xl("domid", self.name).expect(0).output)
+        if log:
+            self.console.go_on_in(log)
+
+    def wait_restarted(self, since: int) -> None:
+        """Waits until the toolstack has made it anew, and it takes commands. `since` is a line before that."""
+        old = self.domid
+        eventually(
+            f"{self.name} has another domid",
+            lambda: any(listed.name == self.name and listed.domid > old for listed in domains()),
+            limit=60,
+        )
+        self.follow()
+        self.console.wait(names.GUEST_READY, limit=90, since=since)
 
     def start(self, command: str) -> Command:
         """Runs a shell command line in the guest, beside others that run there."""
@@ -259,6 +285,35 @@ class Guest(Domain):
         return self.start(_VERIFY.format(path=shlex.quote(path), mib=mib))
 
 
+class Work:
+    """Checksummed I/O in a guest, round after round: noise is written to a file or disk, and read back."""
+
+    def __init__(self, guest: Guest, path: str, mib: int):
+        self._guest = guest
+        self._node = f"/tmp/work{path.replace('/', '-')}"
+        verify = _VERIFY.format(path=shlex.quote(path), mib=mib)
+        self._command = guest.start(_WORK.format(node=self._node, verify=verify))
+        self.goes_on()
+
+    def rounds(self) -> int:
+        """How many are done."""
+        return int(self._guest.sh(f"cat {self._node} 2> /dev/null || echo 0"))
+
+    def goes_on(self) -> None:
+        """Waits for a round that began later than now."""
+        # The first of the two may have begun before.
+        wanted = self.rounds() + 2
+        eventually(f"round {wanted} is done", lambda: self._command.ended() or self.rounds() >= wanted, limit=120)
+        if self._command.ended():
+            raise Mismatch(f"the work on {self._node} ended: {self._command.wait()}")
+
+    def end(self) -> int:
+        """Lets it end after the round it is in; the rounds, all of which were right."""
+        self._guest.sh(f"touch {self._node}.enough")
+        self._command.wait()
+        return self.rounds()
+
+
 # Large writes: a small one makes Linux read the rest of its page first.
 _FILL = """
 noise=/tmp/noise.$$
@@ -273,3 +328,11 @@ written=$({_FILL}) || exit 1
 read=$({_CHECKSUM}) || exit 1
 echo "written $written, read $read"
 [ "$written" = "$read" ]"""
+_WORK = """
+rm -f {node}.enough
+round=0
+until [ -e {node}.enough ]; do
+    ( {verify} ) || exit 1
+    round=$((round + 1))
+    echo $round > {node}
+done"""

@@ -17,6 +17,10 @@ EVENT_PORT = Path("/dev/ttyS1")
 CONSOLE_LOGS = Path("/var/log/xen/console")
 """xenconsoled --log=guest writes guest-<name>.log here."""
 
+XENSTORED_PID = Path("/run/xenstored.pid")
+XENCONSOLED_PID = Path("/run/xenconsoled.pid")
+"""Where dom0's init lets the daemons write their process ids."""
+
 BLOCK_SCRIPT = LAB / "nested" / "dom0" / "block"
 """The hotplug script of disks that dom0's blkback serves."""
 
@@ -55,6 +59,6 @@ USAGE_NODE = "data/usage"
 """Below a Granary's xenstore home: "free_pages=<n> handles=<n> disks=<n> heap_peak_bytes=<n>", and more."""
 
 
-def vbd_line(what: str, domid: int | str = r"\d+", vdev: str = r"\w+") -> str:
+def vbd_line(what: str, domid: int | str = r"\d+", devid: int | str = r"\d+") -> str:
     """A pattern for Granary's line about one vbd."""
-    return rf"^granary: vbd {domid}/{vdev}: .*{what}"
+    return rf"^granary: vbd {domid}/{devid}: .*{what}"

@@ -65,8 +65,8 @@ GRUB = "usr/lib/grub-xen/grub-i386-xen_pvh.bin"
 # What the C library opens by name when a thread is cancelled, which libxl does.
 OPENED_BY_NAME = ["libgcc_s.so.1"]
 
-XEN_PROGRAMS = ["xl", "xenstored", "xenconsoled", "xen-init-dom0", "libxl-save-helper"]
-DOM0_PROGRAMS = ["xenstore-ls", "xenstore-read", "xenstore-write", "xenstore-rm", "python3"]
+XEN_PROGRAMS = ["xl", "xenstored", "xenstore-control", "xenconsoled", "xen-init-dom0", "libxl-save-helper"]
+DOM0_PROGRAMS = ["xenstore-ls", "xenstore-read", "xenstore-write", "xenstore-rm", "xenstore-chmod", "python3"]
 DOM0_MODULES = [
     "xen-evtchn",
     "xen-gntdev",
@@ -284,7 +284,8 @@ class _Root:
         self._add_modules(archive, GUEST_MODULES)
         archive.file("init", (GUEST_SOURCES / "init").read_bytes(), 0o755)
         # sbin is a link to bin, and a later member replaces an earlier one.
-        archive.file("bin/poweroff", (GUEST_SOURCES / "poweroff").read_bytes(), 0o755)
+        for program in ("poweroff", "reboot"):
+            archive.file(f"bin/{program}", (GUEST_SOURCES / program).read_bytes(), 0o755)
         archive.close()
 
     def guest_modules(self, archive: cpio.Archive) -> None:
