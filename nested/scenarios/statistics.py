@@ -37,8 +37,8 @@ def counters_of_a_live_vbd(lab: Lab):
 
     mark = granary.console.mark()
     guest.detach("xvdb")
-    granary.console.wait(names.vbd_line("detached", guest.domid, str(devid("xvdb"))), since=mark)
-    for line in granary.console.matching(names.vbd_line("", guest.domid, str(devid("xvdb"))), since=mark):
+    granary.console.wait(names.vbd_line("detached", guest.domid, devid("xvdb")), since=mark)
+    for line in granary.console.matching(names.vbd_line("", guest.domid, devid("xvdb")), since=mark):
         lab.note(line)
     closing = f"closed after {after['reads']} reads"
     expect(f"lines with {closing!r}", len(granary.console.matching(closing, mark)), 1)
