@@ -248,6 +248,7 @@ class _Root:
     """An extracted tree, and how the two archives are cut from it."""
 
     def __init__(self, suite: Suite, tree: Path):
+        self._suite = suite
         self._tree = tree
         self._xen_bin = tree / "usr/lib" / f"xen-{suite.xen}" / "bin"
         self._modules = {
@@ -264,6 +265,8 @@ class _Root:
         programs = {name: self._xen_bin / name for name in XEN_PROGRAMS}
         programs |= {name: self._program(name) for name in DOM0_PROGRAMS}
         self._base(archive, programs)
+        # libxl runs its helper by this path.
+        archive.link(f"usr/lib/xen-{self._suite.xen}/bin", "/bin")
         python = self._python_library()
         archive.tree(python, str(python.relative_to(self._tree)), _python_unused(python))
         for extension in python.glob("lib-dynload/*.so"):
