@@ -44,6 +44,7 @@ impl Subject {
         match self {
             Self::Identity => nodes(&[
                 (Side::Backend, STATE),
+                (Side::Backend, ONLINE),
                 (Side::Backend, FRONTEND),
                 (Side::Backend, FRONTEND_ID),
                 (Side::Backend, keys::PARAMS),

@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 
-use blkback::{Discards, Event};
+use blkback::{Discards, Event, Look, Online};
 use blkif::{keys, keys::VdiskInfo};
 use catalog::{DiskType, Served, Target};
 use store::{Access, BlockStore, Disk, ImageDisk};
@@ -26,14 +26,19 @@ impl<P: Platform> Domain<P> {
     /// Reads what the toolstack wants, and opens the disk.
     pub(crate) fn identify(&mut self, platform: &mut P, key: VbdKey, inquiry: &Inquiry) {
         let Some(vbd) = self.vbds.get_mut(&key) else { return };
-        let [state, frontend, frontend_id, params, mode, device_type, removable, discard_enable] =
-            inquiry.first();
+        let [state, online, frontend, frontend_id, params, mode, ..] = inquiry.first::<9>();
+        let [.., device_type, removable, discard_enable] = inquiry.first::<9>();
         if state.is_none() && frontend.is_none() {
             vbd.handle(Event::Vanished);
             return;
         }
-        let (Some(_), Some(frontend), Some(frontend_id), Some(params), Some(mode)) =
-            (state, frontend, frontend_id, params, mode)
+        if online == Some(b"0") {
+            // The toolstack wants it to go, whatever it was.
+            vbd.handle(Event::Looked(Look { online: Online::No, frontend: None }));
+            return;
+        }
+        let (Some(_), Some(_), Some(frontend), Some(frontend_id), Some(params), Some(mode)) =
+            (state, online, frontend, frontend_id, params, mode)
         else {
             // Half-written: what is still to come makes itself known.
             return;

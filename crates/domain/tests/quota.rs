@@ -142,7 +142,8 @@ fn of_the_default_quota_32_disks_are_served_and_the_next_is_refused() {
         lab.machine().console()[seen..],
         [
             format!(
-                "{vbd}: attached ram,size=64K, 128 sectors, read-write; its contents end with the vbd"
+                "{vbd}: attached ram,size=64K, 128 sectors, read-write; starts afresh after a reboot, \
+                 not for save or migrate"
             ),
             format!("{vbd}: {text}"),
         ]

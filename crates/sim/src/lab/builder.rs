@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use domain::{Domain, Next, Resources};
 use store::{FrameAddr, FrameMemory, ImageFile};
-use xen_abi::{Gfn, PAGE_SIZE};
+use xen_abi::{DomId, Gfn, PAGE_SIZE};
 
 use super::Lab;
 use crate::toolstack::{self, DomainKind};
@@ -50,8 +50,19 @@ impl LabBuilder {
     /// Where the domain cannot begin.
     #[must_use]
     pub fn start(self) -> Lab {
+        self.start_after(|_, _| {})
+    }
+
+    /// As [`start`](Self::start), but the toolstack does something between the creation of the
+    /// driver domain and its first step.
+    ///
+    /// # Panics
+    /// Where the domain cannot begin.
+    #[must_use]
+    pub fn start_after(self, prepare: impl FnOnce(&Machine, DomId)) -> Lab {
         let machine = Machine::new(self.seed);
         let domid = toolstack::create_domain(&machine, DomainKind::DriverDomain);
+        prepare(&machine, domid);
         // Two runs with a hole, as a memory map has them.
         let low = self.memory_pages / 2;
         let runs = [(Gfn(0x100), low), (Gfn(0x100 + low + 0x40), self.memory_pages - low)];
