@@ -24,6 +24,7 @@ struct Inner {
     events: RefCell<EventChannels>,
     xenstored: RefCell<Xenstored>,
     rings: RefCell<BTreeMap<DomId, RingEnd>>,
+    xenstored_sleeps: Cell<bool>,
     console: RefCell<Vec<String>>,
     counters: RefCell<Counters>,
 }
@@ -84,6 +85,7 @@ impl Machine {
             events: RefCell::new(events),
             xenstored: RefCell::new(xenstored),
             rings: RefCell::default(),
+            xenstored_sleeps: Cell::new(false),
             console: RefCell::default(),
             counters: RefCell::default(),
         }))
@@ -190,9 +192,23 @@ impl Machine {
         }
     }
 
+    /// From now on xenstored serves no ring. The toolstack and the guests, which use none here, still
+    /// read and write.
+    pub fn silence_xenstored(&self) {
+        self.0.xenstored_sleeps.set(true);
+    }
+
+    /// xenstored serves the rings again, from where it was.
+    pub fn wake_silent_xenstored(&self) {
+        self.0.xenstored_sleeps.set(false);
+    }
+
     /// Lets xenstored serve each ring once, up to a random number of bytes each way. Returns
     /// whether it did anything.
     pub fn step_xenstored(&self) -> bool {
+        if self.0.xenstored_sleeps.get() {
+            return false;
+        }
         let mut busy = false;
         for (&domid, ring) in self.0.rings.borrow_mut().iter_mut() {
             if self.events().take_port(DOM0, ring.port) {
