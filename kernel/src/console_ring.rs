@@ -188,6 +188,53 @@ mod tests {
     }
 
     #[test]
+    fn a_ring_that_nobody_reads_holds_the_first_lines_and_takes_all_others_at_no_cost() {
+        let page = page();
+        let mut ring = ConsoleRing::new(&page);
+        let lines: Vec<String> = (0..100_000).map(|n| format!("vbd 7/51712: line {n}")).collect();
+        let mut nr_bytes = 0;
+        for line in &lines {
+            ring.line(format_args!("{line}"));
+            nr_bytes += line.len() + 2;
+            assert!(page.load_u32(OUT_PROD) <= OUT_BYTES, "past what was read");
+        }
+        assert_eq!(ring.lost_bytes, nr_bytes as u64 - u64::from(OUT_BYTES));
+        let lost = ring.lost_bytes;
+        let text = take(&page);
+        assert_eq!(text, (lines.join("\r\n") + "\r\n")[..OUT_BYTES as usize]);
+        ring.line(format_args!("read again"));
+        assert_eq!(take(&page), format!("\r\n[{lost} bytes lost]\r\nread again\r\n"));
+        assert_eq!(ring.lost_bytes, 0);
+    }
+
+    #[test]
+    fn of_a_ring_that_is_read_now_and_then_every_byte_is_seen_or_said_to_be_lost() {
+        let page = page();
+        let mut ring = ConsoleRing::new(&page);
+        let (mut nr_written, mut text) = (0, String::new());
+        for n in 0..5_000 {
+            let line = format!("line {n} of some length");
+            ring.line(format_args!("{line}"));
+            nr_written += line.len() + 2;
+            if n % 150 == 0 {
+                text += &take(&page);
+            }
+        }
+        text += &take(&page);
+        ring.line(format_args!(""));
+        text += &take(&page);
+        nr_written += 2;
+        let (mut nr_lost, mut nr_notes) = (0, 0);
+        for note in text.split("\r\n[").skip(1) {
+            let (count, _) = note.split_once(" bytes lost]\r\n").unwrap();
+            nr_lost += count.parse::<usize>().unwrap();
+            nr_notes += "\r\n[ bytes lost]\r\n".len() + count.len();
+        }
+        assert!(nr_lost > 50_000, "{nr_lost}");
+        assert_eq!(text.len() - nr_notes + nr_lost, nr_written);
+    }
+
+    #[test]
     fn an_index_that_cannot_be_is_a_full_ring() {
         let page = page();
         let mut ring = ConsoleRing::new(&page);
