@@ -111,3 +111,32 @@ fn an_archive_that_is_cut_off_or_full_of_files_is_served_as_far_as_it_goes() {
     assert!(console[0].starts_with("module 0: "), "{console:#?}");
     assert_eq!(console[1], "image first: raw, 1 sectors");
 }
+
+#[test]
+fn a_module_that_the_loader_did_not_bring_costs_its_images_alone() {
+    for (modules, nr) in [(vec![], 0), (vec![vec![1; 512]], 1)] {
+        let words = "disk=gold,module=3 disk=silver,module=3,file=x disk=fork,gold,cow \
+                     disk=ok,ram,size=64K";
+        let (mut lab, console) = start(&modules, words);
+        let mut expected = vec![
+            format!("image gold is refused: there is no module 3, there are {nr}"),
+            format!("image silver is refused: there is no module 3, there are {nr}"),
+            "disk fork is refused: there is no image called gold".into(),
+            "disk ok: made".into(),
+        ];
+        if nr == 1 {
+            expected.insert(2, "image module0: raw, 1 sectors".into());
+        }
+        assert_eq!(console, expected);
+        let guest = lab.create_guest();
+        let seen = lab.machine().console().len();
+        assert!(lab.try_attach(guest, &DiskSpec::new("xvda", "gold,cow")).is_err());
+        let line = format!(
+            "vbd {guest}/51712: cannot serve target=gold,cow: there is no image called gold"
+        );
+        assert_eq!(lab.machine().console()[seen..], [line]);
+        let disk = lab.attach(guest, "xvdb", "ok");
+        lab.connect(disk);
+        lab.random_io(disk, 20);
+    }
+}
