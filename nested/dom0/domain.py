@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Self
 
 from . import console, disks, names
@@ -197,9 +198,14 @@ class Guest(Domain):
         return cls._boot(name, attached, kernel=str(names.OTHER_KERNEL), ramdisk=str(names.OTHER_INITRAMFS), cmdline=names.GUEST_CMDLINE)
 
     @classmethod
-    def create_by_grub(cls, name: str, *attached: disks.Disk) -> Self:
+    def create_by_grub(cls, name: str, *attached: disks.Disk, grub: Path = names.GRUB, **settings: object) -> Self:
         """Boots what GRUB finds on the disks, whose init must be nested/guest/init."""
-        return cls._boot(name, attached, kernel=str(names.GRUB), ramdisk="", cmdline="")
+        return cls._boot(name, attached, kernel=str(grub), ramdisk="", cmdline="", **settings)
+
+    @classmethod
+    def create_by_pygrub(cls, name: str, *attached: disks.Disk) -> Self:
+        """Boots what pygrub, a program in dom0, finds on the first disk: libxl attaches it to dom0 for that."""
+        return cls._boot(name, attached, bootloader="pygrub", bootloader_args=["-q"], kernel="", ramdisk="", cmdline="")
 
     @classmethod
     def _boot(cls, name: str, attached: tuple[disks.Disk, ...], **settings: object) -> Self:

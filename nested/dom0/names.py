@@ -39,6 +39,9 @@ OTHER_INITRAMFS = LAB / "guest" / "other" / "initramfs"
 GRUB = LAB / "guest" / "grub"
 """GRUB as a PVH kernel: a 32-bit frontend."""
 
+GRUB_PV = LAB / "guest" / "grub-pv"
+"""GRUB as a 64-bit PV kernel."""
+
 GRANARYCTL = LAB / "scripts" / "granaryctl"
 PACK = LAB / "scripts" / "pack"
 DISK_IMAGES = LAB / "disks.tar"

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 GOLD_MIB = 256
-BOOT_MIB = 64
+BOOT_MIB = 128
 NR_FILES = 24
 MAX_FILE_BYTES = 640 << 10
 

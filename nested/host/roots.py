@@ -59,8 +59,9 @@ LIBRARY_DIRECTORIES = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"]
 LOADER_DIRECTORIES = ["lib64", "usr/lib64"]
 LOADER = "ld-linux-x86-64.so.2"
 
-# The PVH kernel that reads a disk's /boot/grub/grub.cfg.
+# The kernels, PVH and PV, that read a disk's /boot/grub/grub.cfg.
 GRUB = "usr/lib/grub-xen/grub-i386-xen_pvh.bin"
+GRUB_PV = "usr/lib/grub-xen/grub-x86_64-xen.bin"
 
 # What the C library opens by name when a thread is cancelled, which libxl does.
 OPENED_BY_NAME = ["libgcc_s.so.1"]
@@ -84,7 +85,7 @@ GUEST_MODULES = ["xen-blkfront", "crc32c_generic", "ext4", "loop"]
 
 # Python's library without what no runner uses: a third of its size.
 PYTHON_UNUSED = {
-    "asyncio", "config-*", "ctypes", "curses", "distutils", "ensurepip", "idlelib", "lib2to3",
+    "asyncio", "config-*", "distutils", "ensurepip", "idlelib", "lib2to3",
     "multiprocessing", "pydoc_data", "sqlite3", "test", "tkinter", "turtledemo", "unittest",
     "wsgiref", "xml", "xmlrpc",
 }  # fmt: skip
@@ -237,6 +238,7 @@ def _build(root: "_Root", other: "_Root", to: Path) -> None:
         bootable = cpio.Folder(Path(folder))
         root.guest(bootable)
         bootable.file("boot/vmlinuz", root.bzimage())
+        bootable.file("boot/vmlinux", boot.kernel.read_bytes())
         bootable.file("boot/initramfs", boot.guest.read_bytes())
         bootable.file("boot/grub/grub.cfg", (GUEST_SOURCES / "grub.cfg").read_bytes())
         gold.make(boot.disks, Path(folder), root.native("mke2fs"))
@@ -250,7 +252,7 @@ class _Root:
     def __init__(self, suite: Suite, tree: Path):
         self._suite = suite
         self._tree = tree
-        self._xen_bin = tree / "usr/lib" / f"xen-{suite.xen}" / "bin"
+        self._xen = tree / "usr/lib" / f"xen-{suite.xen}"
         self._modules = {
             _module_name(path).replace("_", "-"): path for path in tree.glob("**/lib/modules/**/*.ko*")
         }
@@ -262,7 +264,7 @@ class _Root:
         return next((self._tree / "boot").glob("vmlinuz-*")).read_bytes()
 
     def dom0(self, archive: cpio.Archive, boot: Boot) -> None:
-        programs = {name: self._xen_bin / name for name in XEN_PROGRAMS}
+        programs = {name: self._xen / "bin" / name for name in XEN_PROGRAMS}
         programs |= {name: self._program(name) for name in DOM0_PROGRAMS}
         self._base(archive, programs)
         # libxl runs its helper by this path.
@@ -277,6 +279,8 @@ class _Root:
         archive.file("lab/guest/other/vmlinux", boot.other_kernel.read_bytes())
         archive.file("lab/guest/other/initramfs", boot.other_guest.read_bytes())
         archive.file("lab/guest/grub", (self._tree / GRUB).read_bytes())
+        archive.file("lab/guest/grub-pv", (self._tree / GRUB_PV).read_bytes())
+        self._add_pygrub(archive)
         archive.file("lab/disks.tar", boot.disks.read_bytes())
         archive.close()
 
@@ -341,6 +345,15 @@ class _Root:
             directory = "lib64" if name == LOADER else "lib/x86_64-linux-gnu"
             archive.file(f"{directory}/{name}", library.read_bytes(), 0o755)
             pending += elf.needed(library)
+
+    def _add_pygrub(self, archive: cpio.Archive) -> None:
+        """pygrub, where libxl looks for it, with the libraries that it looks for from there."""
+        plugins = [*self._xen.glob("lib/*/xenfsimage/ext2fs-lib/fsimage.so")]
+        own = [*self._xen.glob("lib/*/libxenfsimage.so.*"), *self._xen.glob("lib/python/xenfsimage.*")]
+        for path in [self._xen / "bin/pygrub", *self._xen.glob("lib/python/grub/*.py"), *own, *plugins]:
+            archive.file(str(path.relative_to(self._tree)), path.read_bytes(), 0o755)
+        self._added.update(path.name for path in own)
+        self._libraries(archive, plugins)
 
     def _add_modules(self, archive: cpio.Archive, names: list[str]) -> None:
         """Adds modules with what they depend on, and /modules/order for an init that only has insmod."""

@@ -13,7 +13,7 @@ NAME = "granary-boot"
 def reads_a_file_and_boots_linux_from_it(lab: Lab):
     """GRUB loads Linux from a disk with a name, and Linux has its root on that disk."""
     [raw] = images.unpacked("boot.raw")
-    granary = Granary.create(NAME, memory=96, ramdisk=str(raw), cmdline="disk=boot,module=0")
+    granary = Granary.create(NAME, memory=160, ramdisk=str(raw), cmdline="disk=boot,module=0")
     images.remove(raw)
     guest = Guest.create_by_grub("grub", disks.granary("xvda", "boot,cow=root", backend=NAME))
     connected = rf"^granary: vbd {guest.domid}/{devid('xvda')}: connected, "
