@@ -1,10 +1,10 @@
-"""How little Granary needs: memory, and time to start."""
+"""How little Granary needs: memory, page tables, and time to start."""
 
-from ..dom0 import disks
-from ..dom0.domain import Granary
+from ..dom0 import disks, paging
+from ..dom0.domain import Granary, Guest
 from ..dom0.lab import Lab
 from ..dom0.scenario import scenario
-from ..dom0.xen import Mismatch, Running, Stuck, domains, eventually, xenstore, xl
+from ..dom0.xen import Mismatch, Running, Stuck, domains, eventually, expect, xenstore, xl
 
 
 def serves_one_mib(lab: Lab, memory_mib: int) -> None:
@@ -37,6 +37,42 @@ def first_init_wait(lab: Lab):
     lab.figure("unpause to InitWait, at most", seconds * 1000, "ms")
     attach.wait().expect(0)
     granary.wait_ready()
+    guest.detach("xvdb")
+    granary.shutdown()
+
+
+# What one page table maps.
+PAGES_OF_A_TABLE = 512
+
+
+def _many_segments(guest: Guest, granary: Granary) -> int:
+    """Has a guest use all the grants it can on its xvdb; how many of them are mapped then."""
+    writes = [guest.start(f"dd if=/dev/zero of=/dev/xvdb bs=1M count=6 seek={6 * nth} oflag=direct") for nth in range(8)]
+    for write in writes:
+        write.wait()
+    guest.verify("/dev/xvdb", 32)
+    vbd = granary.statistics(guest, "xvdb")
+    expect("errors", vbd["errors"], 0)
+    return vbd["mapped"]
+
+
+@scenario(limit=180)
+def no_page_table_to_be_had(lab: Lab):
+    """Where Xen has no page table to map a grant with, Granary has the data copied."""
+    guest = lab.guest()
+    guest.attach(disks.ram("xvdb", "48M"))
+    mapped = _many_segments(guest, lab.granary)
+    guest.detach("xvdb")
+    lab.figure("mapped", mapped, "pages")
+    expect("more than a table's", mapped > PAGES_OF_A_TABLE, True)
+
+    granary = Granary.create("granary-tables")
+    guest.attach(disks.ram("xvdb", "48M", backend=granary.name))
+    # Its ring is mapped, by a page table whose other entries will do for some of its data.
+    paging.take_free_pages(granary.domid)
+    mapped = _many_segments(guest, granary)
+    lab.figure("mapped without page tables", mapped, "pages")
+    expect("no more than a table's", 0 < mapped < PAGES_OF_A_TABLE, True)
     guest.detach("xvdb")
     granary.shutdown()
 
