@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ..dom0 import disks
-from ..dom0.domain import Guest, Work
+from ..dom0 import disks, names
+from ..dom0.domain import Guest, Work, devid
 from ..dom0.lab import Lab
 from ..dom0.scenario import scenario
 from ..dom0.xen import expect, xl
@@ -19,7 +19,7 @@ def _at_work(lab: Lab, name: str, target: str) -> tuple[Guest, str, Work]:
     guest = Guest.create(name, disks.granary("xvda", target), memory_mib=MEMORY_MIB)
     guest.sh("mkfs.ext4 -q /dev/xvda && mount -t ext4 /dev/xvda /mnt")
     written = guest.fill("/mnt/before", BEFORE_MIB)
-    return guest, written, Work(guest, "/mnt/work", 8)
+    return guest, written, Work(guest, "/mnt/work", 4)
 
 
 def _end(lab: Lab, guest: Guest, written: str, work: Work) -> None:
@@ -77,6 +77,8 @@ def migrate_without_handover(lab: Lab):
     lab.figure("xl migrate failed after", failed.seconds, "s")
     for line in failed.output.splitlines()[-4:]:
         lab.note(f"xl: {line}")
+    new = rf"(?!{guest.domid}/)\d+"
+    lab.granary.console.wait(names.vbd_line("cannot serve target=kept: ", new, devid("xvda")), since=mark)
     expect("it is the same domain", int(xl("domid", guest.name).expect(0).output), guest.domid)
     _end(lab, guest, written, work)
     _say_lines(lab, mark)
