@@ -64,7 +64,7 @@ impl<P: Platform> Domain<P> {
     }
 
     /// Whether xenstore's queue has room for what a vbd can wait with. If not, it is tried again.
-    fn has_room(&mut self) -> bool {
+    pub(crate) fn has_room(&mut self) -> bool {
         let has_room = self.xenstore.client.room_bytes() > KEPT_BYTES;
         self.stalled |= !has_room;
         has_room

@@ -7,7 +7,7 @@ use blkback::{Engine, Event, Media, Offer};
 use blkif::{FinalCheck, MaxIndirectSegments, RingOrder};
 use catalog::Settings;
 use store::{Disk, Images, PagePool, PoolError, Progress, Steps};
-use xen_abi::{EvtchnPort, Gfn, Instant};
+use xen_abi::{DomId, EvtchnPort, Gfn, Instant};
 use xenstore::{Client, Notify};
 
 use crate::conversation::{Conversation, Reading};
@@ -57,6 +57,8 @@ pub struct Domain<P: Platform> {
     /// Pages of frontends that may stay mapped for rings yet to come. Each is remembered on the
     /// heap, which is in proportion to the pool.
     pub(crate) mapped_left: usize,
+    /// Directories to be listed: domains', and `None` for that of all domains.
+    pub(crate) to_list: Vec<Option<DomId>>,
     /// Something found no room in xenstore's queue and is to be tried again.
     pub(crate) stalled: bool,
     /// What `data/usage` says is not true any more.
@@ -147,6 +149,7 @@ impl<P: Platform> Domain<P> {
             next_life: 0,
             next_inquiry: 0,
             mapped_left,
+            to_list: Vec::new(),
             stalled: false,
             usage_changed: true,
             told_watches: 0,
@@ -227,6 +230,7 @@ impl<P: Platform> Domain<P> {
             }
         }
         if core::mem::take(&mut self.stalled) {
+            self.list_more(platform);
             let keys: Vec<VbdKey> = self.vbds.keys().collect();
             for key in keys {
                 self.proceed(platform, key);

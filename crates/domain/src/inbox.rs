@@ -57,7 +57,7 @@ enum Heard {
     /// Look at what we know of that domain, or of all, and list what is there.
     List(Option<DomId>),
     /// List the devices of these, and look at all that we know.
-    Domains(Vec<DomId>),
+    Domains(Vec<Option<DomId>>),
     Proceed(VbdKey),
     /// What it offers stands in xenstore.
     Published(VbdKey),
@@ -106,7 +106,8 @@ impl<P: Platform> Domain<P> {
             xenstore::Event::Reply { tag, result } => match tag {
                 Tag::Domains => match result {
                     Ok(Reply::Names(names)) => {
-                        Heard::Domains(names.filter_map(parse_number).map(DomId).collect())
+                        let domains = names.filter_map(parse_number).map(DomId);
+                        Heard::Domains(domains.map(Some).collect())
                     }
                     _ => Heard::Nothing,
                 },
@@ -203,16 +204,9 @@ impl<P: Platform> Domain<P> {
             }
             Heard::List(domain) => {
                 self.look_at_known(platform, domain);
-                match domain {
-                    None => self.submit(platform, Request::Directory(BACKEND_DIR), Tag::Domains),
-                    Some(domain) => self.list(platform, domain),
-                }
+                self.list(platform, &[domain]);
             }
-            Heard::Domains(domains) => {
-                for domain in domains {
-                    self.list(platform, domain);
-                }
-            }
+            Heard::Domains(domains) => self.list(platform, &domains),
             Heard::Proceed(key) => self.proceed(platform, key),
             Heard::Published(key) => {
                 self.correct_size(platform, key);
@@ -229,9 +223,27 @@ impl<P: Platform> Domain<P> {
         }
     }
 
-    fn list(&mut self, platform: &mut P, domain: DomId) {
-        let path = alloc::format!("{BACKEND_DIR}/{domain}");
-        self.submit(platform, Request::Directory(&path), Tag::Devices(domain));
+    /// Lists what devices a domain has, or what domains have any (`None`).
+    fn list(&mut self, platform: &mut P, wanted: &[Option<DomId>]) {
+        for &wanted in wanted {
+            if !self.to_list.contains(&wanted) {
+                self.to_list.push(wanted);
+            }
+        }
+        self.list_more(platform);
+    }
+
+    /// Asks for listings, as far as xenstore's queue has room for them.
+    pub(crate) fn list_more(&mut self, platform: &mut P) {
+        while !self.to_list.is_empty() && self.has_room() {
+            match self.to_list.pop().flatten() {
+                None => self.submit(platform, Request::Directory(BACKEND_DIR), Tag::Domains),
+                Some(domain) => {
+                    let path = alloc::format!("{BACKEND_DIR}/{domain}");
+                    self.submit(platform, Request::Directory(&path), Tag::Devices(domain));
+                }
+            }
+        }
     }
 
     fn look_at_known(&mut self, platform: &mut P, domain: Option<DomId>) {

@@ -86,6 +86,7 @@ impl LabBuilder {
             platform,
             domain: Some(domain),
             next: Next::Now,
+            nr_steps: 0,
             frontends: BTreeMap::new(),
             hostiles: BTreeMap::new(),
             operations: Vec::new(),

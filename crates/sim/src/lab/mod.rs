@@ -54,6 +54,7 @@ pub struct Lab {
     platform: SimPlatform,
     domain: Option<Domain<SimPlatform>>,
     next: Next,
+    nr_steps: u64,
     frontends: BTreeMap<Device, Frontend>,
     hostiles: BTreeMap<Device, Hostile>,
     operations: Vec<Running>,
@@ -79,6 +80,12 @@ impl Lab {
     #[must_use]
     pub const fn domid(&self) -> DomId {
         self.platform.domid()
+    }
+
+    /// How many steps the driver domain has taken.
+    #[must_use]
+    pub const fn nr_steps(&self) -> u64 {
+        self.nr_steps
     }
 
     /// The driver domain's platform.
@@ -399,6 +406,7 @@ impl Lab {
         };
         let Some(domain) = self.domain.as_mut().filter(|_| due) else { return false };
         self.next = domain.step(&mut self.platform);
+        self.nr_steps += 1;
         if let Next::Shutdown(_) = self.next {
             self.domain = None;
         }
