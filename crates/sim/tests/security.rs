@@ -562,28 +562,97 @@ fn xsa_332_event_storm() {
     assert!(stormy < 2 * calm, "{stormy:?} in the storm, {calm:?} without");
 }
 
+/// Segments of a request of 1 MiB.
+const NR_SEGMENTS: usize = 256;
+
+/// A frontend whose rings are always full of requests of 1 MiB.
+struct Flooder {
+    guest: ByHand,
+    read: Operation,
+    nr_served: usize,
+}
+
+impl Flooder {
+    fn new(lab: &mut Lab, frontend: DomId, vdev: &str, nr_queues: u32) -> Self {
+        let disk = lab.attach(frontend, vdev, "ram,size=1M");
+        let mut guest = ByHand::new(lab, disk, Abi::X86_64, 2048);
+        guest.write(keys::MULTI_QUEUE_NUM_QUEUES, nr_queues);
+        for n in 0..nr_queues {
+            guest.new_ring(1);
+            let ring = &guest.rings[n as usize];
+            let queue = if nr_queues == 1 { String::new() } else { format!("{}/", keys::Queue(n)) };
+            guest.write(&format!("{queue}{}", keys::RING_REF), ring.grefs[0]);
+            guest.write(&format!("{queue}{}", keys::EVENT_CHANNEL), ring.port);
+        }
+        guest.state(3);
+        lab.run_until("state 4", |lab| state(lab, disk) == Some(XenbusState::Connected));
+        let (_, gref) = guest.page(GrantAccess::ReadWrite);
+        let segments = [segment(gref, 0, 7); NR_SEGMENTS];
+        let (read, _) = guest.indirect(IndirectOp::Read, 0, &segments);
+        Self { guest, read, nr_served: 0 }
+    }
+
+    fn fill(&mut self) {
+        let slot = Request { id: RequestId(1), handle: 0, op: self.read }.encode(self.guest.abi);
+        for ring in &mut self.guest.rings {
+            let _ = ring.front.final_check().unwrap();
+            while let Some(response) = ring.front.consume() {
+                assert_eq!(response.status, Status::OKAY);
+                self.nr_served += 1;
+            }
+            while ring.front.free() > 0 {
+                ring.front.push_slot(&slot).unwrap();
+            }
+        }
+        self.guest.publish();
+    }
+}
+
+/// Under a flood of vbds of one guest with so many queues each: how many steps of the domain, each
+/// of which is one turn of one vbd, and how many copies another guest's request takes at most.
+fn most_steps_and_copies(nr_vbds: usize, nr_queues: u32) -> (u64, u64) {
+    let (mut lab, mut victim) = connected("", Abi::X86_64, GrantUse::PerRequest);
+    let frontend = lab.create_guest();
+    let mut flooders: Vec<Flooder> = ["xvda", "xvdb", "xvdc"][..nr_vbds]
+        .iter()
+        .map(|vdev| Flooder::new(&mut lab, frontend, vdev, nr_queues))
+        .collect();
+    let (_, gref) = victim.page(GrantAccess::ReadWrite);
+    let read = Operation::Read(transfer(0, &[segment(gref, 0, 7)]));
+    let mut most = (0, 0);
+    for _ in 0..60 {
+        let time = Duration::from_micros(lab.rng().below(500));
+        let until = lab.machine().now().after(time);
+        lab.run_until("a moment", |lab| {
+            flooders.iter_mut().for_each(Flooder::fill);
+            lab.machine().now() >= until
+        });
+        let before = (lab.nr_steps(), lab.machine().counters().copies);
+        victim.push(read);
+        victim.publish();
+        lab.run_until("the answer", |_| {
+            flooders.iter_mut().for_each(Flooder::fill);
+            victim.responses().len() == 1
+        });
+        let after = (lab.nr_steps(), lab.machine().counters().copies);
+        most = (most.0.max(after.0 - before.0), most.1.max(after.1 - before.1));
+    }
+    assert!(flooders.iter().all(|flooder| flooder.nr_served > 200), "and the greedy are served");
+    lab.destroy(frontend);
+    end(lab, &victim);
+    most
+}
+
 #[test]
 fn xsa_332_a_ring_that_is_always_full_delays_others_by_its_turn() {
-    let (mut lab, mut guest) = connected("", Abi::X86_64, GrantUse::PerRequest);
-    let other = lab.create_guest();
-    let disk = lab.attach(other, "xvda", TARGET);
-    lab.connect(disk);
-    let (_, gref) = guest.page(GrantAccess::ReadWrite);
-    let read = Operation::Read(transfer(0, &[segment(gref, 0, 7); 11]));
-    let mut served = 0;
-    lab.frontend(disk).want(300);
-    lab.run_until("the answers", |lab| {
-        served += guest.responses().len();
-        while guest.rings[0].front.free() > 0 {
-            guest.push(read);
-        }
-        guest.publish();
-        lab.is_drained(disk)
-    });
-    assert_eq!(lab.frontend(disk).answers().okay, 300);
-    assert!(served > 300, "and the greedy one was served: {served}");
-    lab.destroy(other);
-    end(lab, &guest);
+    // In a turn four requests of 1 MiB, each with a page of segments to be fetched.
+    let copies_of_turn = 4 * (NR_SEGMENTS as u64 + 1);
+    // However many queues it has, a vbd has one turn before another has its own; several vbds of a
+    // guest have one each.
+    for (nr_vbds, nr_queues) in [(1, 1), (1, 4), (3, 2)] {
+        let expected = (nr_vbds as u64 + 1, nr_vbds as u64 * copies_of_turn + 1);
+        assert_eq!(most_steps_and_copies(nr_vbds, nr_queues), expected);
+    }
 }
 
 // ---- XSA-349: a flood of writes to a watched node
