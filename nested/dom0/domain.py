@@ -68,6 +68,8 @@ class Usage:
 
     free_pages: int
     handles: int
+    ports: int
+    watches: int
     vbds: int
     disks: int
     heap_peak_bytes: int = field(compare=False)
@@ -94,7 +96,7 @@ class Granary(Domain):
         eventually(f"{self.name} says what it has in use", lambda: xenstore.read(f"{self.home}/{names.USAGE_NODE}"))
 
     def usage(self) -> Usage:
-        """Its free pages, outstanding grant handles, vbds and disks."""
+        """Its free pages, outstanding grant handles, bound ports, watches, vbds and disks."""
         text = xenstore.read(f"{self.home}/{names.USAGE_NODE}") or ""
         found = dict(re.findall(r"(\w+)=(\d+)", text))
         wanted = [field.name for field in fields(Usage)]
