@@ -3,11 +3,10 @@
 import json
 import threading
 from collections.abc import Callable
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 
-from ..dom0 import disks, names
+from ..dom0 import disks
 from ..dom0.domain import Guest, devid
+from ..dom0.granaryctl import granaryctl as ctl
 from ..dom0.lab import Lab
 from ..dom0.scenario import scenario
 from ..dom0.xen import Mismatch, Outcome, eventually, expect
@@ -102,7 +101,6 @@ def a_clone_and_a_snapshot(lab: Lab):
 def two_clients_and_32_disks(lab: Lab):
     """Two clients at once make 32 disks, list them in several parts, and remove them."""
     granary = lab.granary
-    ctl = _granaryctl()
 
     def each(client: int, verb: Callable[[str], str]) -> None:
         with ctl.Xenstore(ctl.Deadline(120)) as store:
@@ -157,11 +155,3 @@ def _both(work: Callable[[int], None]) -> None:
         client.join()
     for failure in failures:
         raise failure
-
-
-def _granaryctl():
-    """granaryctl as a module: starting Python for each command would be most of the time."""
-    loader = SourceFileLoader("granaryctl", str(names.GRANARYCTL))
-    module = module_from_spec(spec_from_loader(loader.name, loader))
-    loader.exec_module(module)
-    return module
