@@ -45,6 +45,10 @@ class Running:
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
         )
 
+    def terminate(self) -> None:
+        """Asks it to end."""
+        self._process.terminate()
+
     def wait(self, limit: float = 120) -> Outcome:
         """How it ended. `limit` is a hang guard in seconds."""
         try:
