@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use sim::OwnFrames;
 use store::{
     Archive, BlockStore, Extent, FrameAddr, FrameMemory, Image, ImageDisk, ImageFile, ImageFormat,
     ImageSource, Images, PagePool, SectorRange,
@@ -11,50 +12,11 @@ use xen_abi::{Gfn, PAGE_SIZE};
 use crate::input::Input;
 
 const SECTOR: usize = 512;
-const POOL_PAGES: usize = 64;
+const POOL_PAGES: u64 = 64;
 const MAX_REQUEST_BYTES: usize = 32 << 10;
 
-/// The pool's frames and right behind them the module, which ends the memory.
-struct Frames(Vec<u8>);
-
-impl Frames {
-    fn start(at: FrameAddr) -> usize {
-        usize::try_from(at.gfn.0).expect("a frame of ours") * PAGE_SIZE + usize::from(at.offset)
-    }
-}
-
-impl FrameMemory for Frames {
-    fn read(&self, at: FrameAddr, into: &mut [u8]) {
-        into.copy_from_slice(&self.0[Self::start(at)..][..into.len()]);
-    }
-
-    fn write(&mut self, at: FrameAddr, from: &[u8]) {
-        assert!(Self::start(at) + from.len() <= MODULE, "the module is written");
-        self.0[Self::start(at)..][..from.len()].copy_from_slice(from);
-    }
-
-    fn zero(&mut self, at: FrameAddr, len_bytes: usize) {
-        self.0[Self::start(at)..][..len_bytes].fill(0);
-    }
-
-    fn copy(&mut self, from: FrameAddr, to: FrameAddr, len_bytes: usize) {
-        let from = Self::start(from);
-        self.0.copy_within(from..from + len_bytes, Self::start(to));
-    }
-
-    fn load_u32(&self, at: FrameAddr) -> u32 {
-        let mut bytes = [0; 4];
-        self.read(at, &mut bytes);
-        u32::from_ne_bytes(bytes)
-    }
-
-    fn store_u32(&mut self, at: FrameAddr, value: u32) {
-        self.write(at, &value.to_ne_bytes());
-    }
-}
-
-/// The module's first byte, at no page's start.
-const MODULE: usize = (1 + POOL_PAGES) * PAGE_SIZE + 3;
+/// The first frame of the module. It ends with its last frame, and there is nothing around it.
+const MODULE: Gfn = Gfn(0x1000);
 
 /// First how the rest is taken, then the module.
 pub fn run(bytes: &[u8]) {
@@ -73,12 +35,13 @@ pub fn run(bytes: &[u8]) {
     if how & 8 != 0 {
         seal(&mut module);
     }
-    let mut memory = vec![0x5a; MODULE];
-    memory.extend(&module);
-    let pool = PagePool::new(Frames(memory), &[(Gfn(1), POOL_PAGES as u64)]);
+    let nr_frames = module.len().div_ceil(PAGE_SIZE).max(1);
+    let at = FrameAddr::start_of(MODULE).after(nr_frames * PAGE_SIZE - module.len());
+    let free = (Gfn(1), POOL_PAGES);
+    let mut memory = OwnFrames::new(&[free, (MODULE, nr_frames as u64)]);
+    memory.write(at, &module);
+    let pool = PagePool::new(memory, &[free]);
     let mut pool = pool.unwrap_or_else(|error| panic!("{error}"));
-
-    let at = FrameAddr::start_of(Gfn(0)).after(MODULE);
     let file = ImageFile { at, len_bytes: module.len() as u64 };
     let sources = sources(&pool, file, format);
     let nr_sources = sources.len();
@@ -91,11 +54,14 @@ pub fn run(bytes: &[u8]) {
     for (_, image) in images.iter() {
         check(&mut pool, image);
     }
+    let mut after = vec![0; module.len()];
+    pool.memory().read(at, &mut after);
+    assert_eq!(after, module, "the module is never written");
 }
 
 /// The members of an archive, or the module itself.
 fn sources(
-    pool: &PagePool<Frames>,
+    pool: &PagePool<OwnFrames>,
     module: ImageFile,
     format: Option<ImageFormat>,
 ) -> Vec<ImageSource> {
@@ -121,13 +87,15 @@ fn sources(
 }
 
 fn check_inside(at: FrameAddr, len_bytes: usize, module: ImageFile) {
-    let (start, end) = (Frames::start(at), Frames::start(at).checked_add(len_bytes));
-    let module_end = MODULE as u64 + module.len_bytes;
-    assert!(start >= MODULE && end.is_some_and(|end| end as u64 <= module_end), "outside");
+    let byte = |at: FrameAddr| at.gfn.0 * PAGE_SIZE as u64 + u64::from(at.offset);
+    let (start, module_start) = (byte(at), byte(module.at));
+    let end = start.checked_add(len_bytes as u64);
+    let module_end = module_start + module.len_bytes;
+    assert!(start >= module_start && end.is_some_and(|end| end <= module_end), "outside");
 }
 
 /// Reads the start and the end of an image, whole and in pieces, and again.
-fn check(pool: &mut PagePool<Frames>, image: &Rc<Image>) {
+fn check(pool: &mut PagePool<OwnFrames>, image: &Rc<Image>) {
     let nr_sectors = image.nr_sectors();
     assert!(nr_sectors > 0);
     let free = pool.nr_free();
@@ -148,9 +116,9 @@ fn check(pool: &mut PagePool<Frames>, image: &Rc<Image>) {
 }
 
 /// The bytes of some sectors; `None` where they cannot be had.
-fn read(pool: &mut PagePool<Frames>, image: &Rc<Image>, first: u64, nr: u64) -> Option<Vec<u8>> {
+fn read(pool: &mut PagePool<OwnFrames>, image: &Rc<Image>, first: u64, nr: u64) -> Option<Vec<u8>> {
     let mut disk = ImageDisk::new(Rc::clone(image));
-    let geometry = BlockStore::<Frames>::geometry(&disk);
+    let geometry = BlockStore::<OwnFrames>::geometry(&disk);
     let range = SectorRange::on(&geometry, first, nr).unwrap_or_else(|error| panic!("{error}"));
     let mut extents = Vec::new();
     let open = match disk.begin_read(pool, range, &mut |extent| extents.push(extent)) {
@@ -163,7 +131,6 @@ fn read(pool: &mut PagePool<Frames>, image: &Rc<Image>, first: u64, nr: u64) -> 
         let start = data.len();
         match extent {
             Extent::Frames { at, len_bytes } => {
-                assert!(at.gfn >= Gfn(1), "no frame of the pool and not in the module");
                 data.resize(start + len_bytes, 0);
                 pool.memory().read(at, &mut data[start..]);
             }
