@@ -308,6 +308,21 @@ impl<M: FrameMemory> PagePool<M> {
         OpenRead { _private: () }
     }
 
+    /// Begins a read of what `name` names, unless that fails.
+    pub(crate) fn try_read(
+        &mut self,
+        name: impl FnOnce(&mut Self) -> Result<(), StoreError>,
+    ) -> Result<OpenRead, StoreError> {
+        let read = self.begin_read();
+        match name(self) {
+            Ok(()) => Ok(read),
+            Err(error) => {
+                self.end_read(read);
+                Err(error)
+            }
+        }
+    }
+
     /// Ends a read.
     #[expect(clippy::needless_pass_by_value, reason = "a read is ended once")]
     pub fn end_read(&mut self, read: OpenRead) {

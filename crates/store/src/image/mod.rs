@@ -348,15 +348,8 @@ impl<M: FrameMemory> BlockStore<M> for ImageDisk {
         range: SectorRange,
         sink: &mut impl ExtentSink,
     ) -> Result<OpenRead, StoreError> {
-        let read = pool.begin_read();
         let bytes = SECTOR_SIZE as u64;
         let len_bytes = to_usize(range.nr() * bytes);
-        match self.image.read(pool, range.first() * bytes, len_bytes, sink) {
-            Ok(()) => Ok(read),
-            Err(error) => {
-                pool.end_read(read);
-                Err(error)
-            }
-        }
+        pool.try_read(|pool| self.image.read(pool, range.first() * bytes, len_bytes, sink))
     }
 }

@@ -267,14 +267,7 @@ impl<M: FrameMemory> BlockStore<M> for PageDisk {
         range: SectorRange,
         sink: &mut impl ExtentSink,
     ) -> Result<OpenRead, StoreError> {
-        let read = pool.begin_read();
-        match self.name(pool, range, sink) {
-            Ok(()) => Ok(read),
-            Err(error) => {
-                pool.end_read(read);
-                Err(error)
-            }
-        }
+        pool.try_read(|pool| self.name(pool, range, sink))
     }
 
     fn begin_write(
