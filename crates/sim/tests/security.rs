@@ -18,7 +18,8 @@ use byhand::{ByHand, pattern, segment, state, transfer};
 use sim::toolstack::{Detach, Device, DiskSpec, Operation as Xl};
 use sim::xenstored::{DuplicateEvents, Errno};
 use sim::{
-    Access as Touch, GrantAccess, GrantUse, Lab, Machine, Page, Region, SimPlatform, Storm, seeds,
+    Access as Touch, GrantAccess, GrantUse, Lab, LabBuilder, Machine, Page, Region, SimPlatform,
+    Storm, seeds,
 };
 use store::{Access, BlockSize, PageDisk, PagePool};
 use xen_abi::{DomId, EvtchnPort, Gfn, GntStatus, GrantRef, PAGE_SIZE, XenbusState};
@@ -31,12 +32,18 @@ fn count(default: u64) -> u64 {
     std::env::var("SECURITY_COUNT").map_or(default, |text| text.parse().unwrap())
 }
 
-/// A host with a guest whose frontend is connected, with a ring of a page.
-fn connected(cmdline: &str, abi: Abi, grant_use: GrantUse) -> (Lab, ByHand) {
-    let mut lab = Lab::new(1).cmdline(cmdline).start();
+/// A host with a guest that has a disk, which it does nothing with yet.
+fn attached(lab: LabBuilder, abi: Abi) -> (Lab, ByHand) {
+    let mut lab = lab.start();
     let guest = lab.create_guest();
     let disk = lab.attach(guest, "xvda", TARGET);
-    let mut guest = ByHand::new(&lab, disk, abi, NR_SECTORS);
+    let guest = ByHand::new(&lab, disk, abi, NR_SECTORS);
+    (lab, guest)
+}
+
+/// A host with a guest whose frontend is connected, with a ring of a page.
+fn connected(cmdline: &str, abi: Abi, grant_use: GrantUse) -> (Lab, ByHand) {
+    let (mut lab, mut guest) = attached(Lab::new(1).cmdline(cmdline), abi);
     guest.grant_use = grant_use;
     guest.connect(&mut lab, &[]);
     (lab, guest)
@@ -716,10 +723,8 @@ fn xsa_349_a_flood_does_not_keep_others_from_their_disks() {
 fn xsa_350_rapid_connect_and_disconnect() {
     let mut nr_connections = 0;
     for seed in seeds(40) {
-        let mut lab = Lab::new(seed).cmdline("settle-ms=0").start();
-        let guest = lab.create_guest();
-        let disk = lab.attach(guest, "xvda", TARGET);
-        let mut guest = ByHand::new(&lab, disk, Abi::X86_64, NR_SECTORS);
+        let (mut lab, mut guest) = attached(Lab::new(seed).cmdline("settle-ms=0"), Abi::X86_64);
+        let disk = guest.disk;
         guest.offer_ring(1);
         let mut online = true;
         for _ in 0..100 {
@@ -780,10 +785,8 @@ fn begin_again(lab: &mut Lab, guest: &mut ByHand) {
 fn xsa_361_362_365_map_errors_ignored() {
     for order in 0..=5u32 {
         let nr_pages = 1u32 << order;
-        let mut lab = Lab::new(order.into()).start();
-        let guest = lab.create_guest();
-        let disk = lab.attach(guest, "xvda", TARGET);
-        let mut guest = ByHand::new(&lab, disk, Abi::X86_64, NR_SECTORS);
+        let (mut lab, mut guest) = attached(Lab::new(order.into()), Abi::X86_64);
+        let disk = guest.disk;
         guest.write(keys::RING_PAGE_ORDER, order);
         for k in 1..=nr_pages {
             guest.offer_ring(nr_pages);
@@ -813,10 +816,8 @@ fn xsa_361_362_365_map_errors_ignored() {
 
 #[test]
 fn xsa_361_362_365_any_page_of_any_queue_may_fail() {
-    let mut lab = Lab::new(9).start();
-    let guest = lab.create_guest();
-    let disk = lab.attach(guest, "xvda", TARGET);
-    let mut guest = ByHand::new(&lab, disk, Abi::X86_64, NR_SECTORS);
+    let (mut lab, mut guest) = attached(Lab::new(9), Abi::X86_64);
+    let disk = guest.disk;
     guest.write(keys::MULTI_QUEUE_NUM_QUEUES, 3);
     guest.write(keys::RING_PAGE_ORDER, 1);
     for k in 1..=6 {
@@ -1063,10 +1064,8 @@ fn a_segment_that_ends_before_it_begins_or_past_its_page_is_an_error() {
 fn a_producer_beyond_the_ring_stops_that_vbd_before_a_slot_is_touched() {
     for order in 0..=5 {
         for abi in [Abi::X86_64, Abi::X86_32] {
-            let mut lab = Lab::new(3).start();
-            let guest = lab.create_guest();
-            let disk = lab.attach(guest, "xvda", TARGET);
-            let mut guest = ByHand::new(&lab, disk, abi, NR_SECTORS);
+            let (mut lab, mut guest) = attached(Lab::new(3), abi);
+            let disk = guest.disk;
             let nr_entries = abi.nr_entries(blkif::RingOrder::new(order).unwrap());
             for produced in [nr_entries + 1, u32::MAX, 1 << 31] {
                 guest.write(keys::PROTOCOL, abi.protocol());
@@ -1130,10 +1129,9 @@ fn a_ring_order_and_queues_beyond_the_offer_are_refused() {
         (keys::PROTOCOL, "arm-abi", "protocol is neither x86_64-abi nor x86_32-abi"),
         (keys::FEATURE_PERSISTENT, "2", "the frontend's feature-persistent is neither 0 nor 1"),
     ] {
-        let mut lab = Lab::new(4).cmdline("ring-order=2 queues=2").start();
-        let guest = lab.create_guest();
-        let disk = lab.attach(guest, "xvda", TARGET);
-        let mut guest = ByHand::new(&lab, disk, Abi::X86_64, NR_SECTORS);
+        let (mut lab, mut guest) =
+            attached(Lab::new(4).cmdline("ring-order=2 queues=2"), Abi::X86_64);
+        let disk = guest.disk;
         guest.offer_ring(1);
         let error = refusal(&mut lab, &mut guest, &[(key, value.into())]);
         assert!(error.starts_with("22 cannot connect: ") && error.ends_with(said), "{error}");
@@ -1148,10 +1146,8 @@ fn a_ring_order_and_queues_beyond_the_offer_are_refused() {
 
 #[test]
 fn a_ring_ref_that_is_no_grant_is_refused() {
-    let mut lab = Lab::new(5).start();
-    let guest = lab.create_guest();
-    let disk = lab.attach(guest, "xvda", TARGET);
-    let mut guest = ByHand::new(&lab, disk, Abi::X86_64, NR_SECTORS);
+    let (mut lab, mut guest) = attached(Lab::new(5), Abi::X86_64);
+    let disk = guest.disk;
     let frontend = disk.frontend;
     let grant = |guest: &ByHand, to, access| {
         guest.machine.grants().grant(frontend, to, &Page::new(), access)
@@ -1226,10 +1222,8 @@ fn the_same_grant_twice_hurts_nobody_else() {
 
 #[test]
 fn a_ring_whose_pages_are_one_page_is_its_guests_own_trouble() {
-    let mut lab = Lab::new(6).start();
-    let guest = lab.create_guest();
-    let disk = lab.attach(guest, "xvda", TARGET);
-    let mut guest = ByHand::new(&lab, disk, Abi::X86_64, NR_SECTORS);
+    let (mut lab, mut guest) = attached(Lab::new(6), Abi::X86_64);
+    let disk = guest.disk;
     guest.offer_ring(4);
     guest.write(keys::RING_PAGE_ORDER, 2);
     let first = guest.rings[0].grefs[0];
