@@ -19,6 +19,7 @@ use std::{env, thread};
 
 use blkback::Terms;
 use blkif::Abi;
+use domain::ShutdownReason;
 use sim::toolstack::{Detach, Device, DiskSpec};
 use sim::xenstored::{DuplicateEvents, Errno};
 use sim::{Expect, FrontendConfig, Lab, Model, seeds};
@@ -274,6 +275,10 @@ impl History {
         for (_, device) in self.disks.clone() {
             self.count(device);
         }
+        let ends = self.lab.rng().one_in(4);
+        if ends {
+            self.lab.shutdown();
+        }
         let [first, second] = self.guests;
         for (_, device) in self.disks.iter().filter(|(_, device)| device.frontend == first) {
             self.lab.detach(*device);
@@ -285,7 +290,10 @@ impl History {
         self.lab.run_for(Duration::from_micros(300));
         self.lab.destroy(second);
         self.lab.destroy(first);
-        if self.lab.rng().one_in(4) {
+        assert_eq!(self.lab.ended(), None, "the hostile guest has its disks still");
+        if ends {
+            self.end_with_the_domain();
+        } else if self.lab.rng().one_in(4) {
             self.end_with_failing_unmaps();
         } else {
             for device in self.attacked.drain(..) {
@@ -301,6 +309,19 @@ impl History {
             + self.lab.machine().xenstored().commit_faults.nr_failed();
         drop(grants);
         self.tally
+    }
+
+    /// With the last disk the domain ends, as it was asked to before.
+    fn end_with_the_domain(&mut self) {
+        for device in self.attacked.drain(..) {
+            self.tally.hostile += self.lab.calm(device);
+        }
+        self.lab.destroy(self.hostile);
+        self.lab.settle();
+        assert_eq!(self.lab.ended(), Some(ShutdownReason::PowerOff));
+        let domid = self.lab.domid();
+        assert_eq!(self.lab.machine().grants().nr_handles(domid), 0, "grant handles");
+        assert_eq!(self.lab.machine().events().nr_ports(domid), 1, "event channel ports");
     }
 
     /// What Xen does not unmap is lost, and nothing else.
