@@ -325,12 +325,18 @@ fn disturb(lab: &mut Lab, guest: &mut ByHand) {
     assert!(mapped <= 1, "{mapped} pages of a ring of one page are mapped: a second connection");
 }
 
-/// What the console says of a vbd's connections: they begin and end by turns.
+/// What the console says of a vbd's connections: they begin and end by turns. After five lines that
+/// a frontend causes not all are said.
 fn assert_connections_alternate(lab: &Lab) {
     let console = lab.machine().console();
-    let mut connected = false;
+    let (mut connected, mut nr_said) = (false, 0);
     for line in &console {
-        if line.contains(": connected, ") {
+        nr_said += 1;
+        if line.contains(": attached ") {
+            assert!(!connected || nr_said > 5, "never closed: {console:#?}");
+            (connected, nr_said) = (false, 0);
+        } else if nr_said > 5 {
+        } else if line.contains(": connected, ") {
             assert!(!connected, "connected twice: {console:#?}");
             connected = true;
         } else if line.contains(": closed after ") {
@@ -338,7 +344,7 @@ fn assert_connections_alternate(lab: &Lab) {
             connected = false;
         }
     }
-    assert!(!connected, "never closed: {console:#?}");
+    assert!(!connected || nr_said > 5, "never closed: {console:#?}");
 }
 
 #[test]
@@ -452,7 +458,9 @@ fn a_frontend_whose_directory_goes_is_let_go_though_the_toolstack_says_nothing()
 #[test]
 fn a_frontend_that_closes_while_its_backend_connects_is_seen() {
     let mut nr_connected = 0;
-    for seed in seeds(150) {
+    let seeds = seeds(150);
+    let nr_seeds = usize::try_from(seeds.end - seeds.start).unwrap();
+    for seed in seeds {
         let mut lab = Lab::new(seed).start();
         let guest = lab.create_guest();
         let disk = lab.device(guest, "xvda");
@@ -475,5 +483,6 @@ fn a_frontend_that_closes_while_its_backend_connects_is_seen() {
         let _ = lab.finish(attach);
         end(lab, guest);
     }
-    assert!((10..140).contains(&nr_connected), "{nr_connected}: early and late are both there");
+    let both = nr_seeds / 15..nr_seeds - nr_seeds / 15;
+    assert!(both.contains(&nr_connected), "{nr_connected}: early and late are both there");
 }
