@@ -213,7 +213,8 @@ def xenstored_updated(lab: Lab):
     work = Work(guest, "/dev/xvdb", 4)
     run("xenstore-control", "live-update", "/bin/xenstored").expect(0)
     pid = names.XENSTORED_PID.read_text().strip()
-    lab.note(f"xenstored is now {Path(f'/proc/{pid}/cmdline').read_text()!r}")
+    # Its new self was started with -U.
+    expect("it is another xenstored", "-U" in Path(f"/proc/{pid}/cmdline").read_text().split("\0"), True)
     guest.attach(disks.ram("xvdc", "16M"))
     guest.verify("/dev/xvdc", 8)
     guest.detach("xvdc")
