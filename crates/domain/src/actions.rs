@@ -71,15 +71,17 @@ impl<P: Platform> Domain<P> {
     }
 
     fn perform(&mut self, platform: &mut P, key: VbdKey, action: Action) -> Outcome {
-        let asks_xenstore =
-            matches!(action, Action::Publish | Action::Connect | Action::Write(_) | Action::Remove);
+        let asks_xenstore = matches!(
+            action,
+            Action::Publish | Action::Connect | Action::Write(_) | Action::Linger | Action::Remove
+        );
         if asks_xenstore && !self.has_room() {
             return Outcome::Later;
         }
         match action {
             Action::Publish => self.publish(platform, key),
             Action::Settle => self.set_timer(platform, key, self.settings.settle, Event::Settled),
-            Action::Linger => self.set_timer(platform, key, LINGER, Event::Lingered),
+            Action::Linger => self.await_closed(platform, key),
             Action::Connect => self.begin_connect(platform, key),
             Action::Disconnect => {
                 self.disconnect(platform, key);
@@ -147,6 +149,19 @@ impl<P: Platform> Domain<P> {
             vbd.inquiry = Some(inquiry);
         }
         outcome
+    }
+
+    /// Lets the time that state 6 stands begin when it does: requests are answered in their order.
+    fn await_closed(&mut self, platform: &mut P, key: VbdKey) -> Outcome {
+        let Some(vbd) = self.vbds.get(&key) else { return Outcome::Done };
+        let request = vbd.node(STATE);
+        let result = self.xenstore.client.submit(Request::Read(&request), Tag::Closed(vbd.id));
+        self.queued(platform, key, result)
+    }
+
+    /// State 6 stands in xenstore.
+    pub(crate) fn linger(&mut self, platform: &mut P, key: VbdKey) {
+        self.set_timer(platform, key, LINGER, Event::Lingered);
     }
 
     fn set_timer(

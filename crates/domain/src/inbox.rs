@@ -29,6 +29,8 @@ pub(crate) enum Tag {
     Published(VbdId),
     /// A node of a vbd was written or removed, its frontend watched or not any more.
     Written(VbdId),
+    /// The state that a vbd has before its directory goes was read.
+    Closed(VbdId),
     /// An error node was written, or there was no room for it: the console has said it.
     ErrorTold,
     /// `control/shutdown` was read.
@@ -59,6 +61,8 @@ enum Heard {
     /// List the devices of these, and look at all that we know.
     Domains(Vec<Option<DomId>>),
     Proceed(VbdKey),
+    /// What it leaves with stands in xenstore.
+    Closed(VbdKey),
     /// What it offers stands in xenstore.
     Published(VbdKey),
     /// That cannot be.
@@ -150,6 +154,10 @@ impl<P: Platform> Domain<P> {
                         }
                     }
                 },
+                Tag::Closed(id) => match living(&mut self.vbds, id) {
+                    Some(_) => Heard::Closed(id.key),
+                    None => Heard::Nothing,
+                },
                 Tag::ErrorTold => Heard::Nothing,
                 Tag::Written(id) => match (living(&mut self.vbds, id), result) {
                     (Some(vbd), Err(error)) => {
@@ -208,6 +216,7 @@ impl<P: Platform> Domain<P> {
             }
             Heard::Domains(domains) => self.list(platform, &domains),
             Heard::Proceed(key) => self.proceed(platform, key),
+            Heard::Closed(key) => self.linger(platform, key),
             Heard::Published(key) => {
                 self.correct_size(platform, key);
                 self.proceed(platform, key);
