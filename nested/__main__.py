@@ -39,7 +39,7 @@ def main() -> int:
 def _run(options: argparse.Namespace, chosen: list[Scenario], report: Report) -> Report:
     """Boots, and once more if the emulator failed; the report of the boot that counts."""
     boot = roots.boot_files(roots.SUITES[options.suite], report.say)
-    job = Job([scenario.name for scenario in chosen], qemu.Machine(options.memory, options.clock), options.shell)
+    job = Job([scenario.name for scenario in chosen], qemu.Machine(options.memory, options.clock), options.shell, dict(options.set))
     if fault := boot_and_run(job, boot, report):
         report.say(f"THE EMULATOR FAILED: {fault}. Trying the whole boot once more.")
         report = Report(start=report.start)
@@ -57,11 +57,19 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--suite", default=os.environ.get("XEN_SUITE", "bookworm"), help=f"the Debian release that Xen and dom0 come from: {_SUITES} (default: XEN_SUITE, or bookworm)")
     parser.add_argument("--memory", type=int, default=qemu.Machine.memory_mib, metavar="MIB", help="the emulated machine's memory (default: %(default)s)")
     parser.add_argument("--clock", choices=sorted(qemu.CLOCKS), default=qemu.Machine.clock, help="what its clock counts (default: %(default)s)")
+    parser.add_argument("--set", action="append", default=[], type=_setting, metavar="NAME=VALUE", help="what a scenario can be told, as its docstring has it")
     options = parser.parse_args()
     # Not by argparse's choices, which do not look at a default.
     if options.suite not in roots.SUITES:
         parser.error(f"no suite is called {options.suite!r} (--suite or XEN_SUITE): there are {_SUITES}")
     return options
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
 
 
 def _choose(options: argparse.Namespace) -> list[Scenario]:

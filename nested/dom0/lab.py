@@ -22,6 +22,8 @@ class Lab:
     """The long-lived Granary and guests, made when first asked for."""
 
     events: Events
+    settings: dict[str, str] = field(default_factory=dict)
+    """What `--set` said, for scenarios that can be told something."""
     _kept: dict[str, Domain] = field(default_factory=dict)
 
     @property

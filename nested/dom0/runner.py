@@ -20,7 +20,7 @@ def main() -> None:
     options = json.loads(names.RUN_OPTIONS.read_text())
     events = Events(names.EVENT_PORT)
     events.send("ready")
-    lab = Lab(events)
+    lab = Lab(events, options["settings"])
     signal.signal(signal.SIGALRM, _out_of_time)
     for name in options["scenarios"]:
         _run(lab, known()[name])

@@ -29,6 +29,7 @@ class Job:
     scenarios: list[str]
     machine: qemu.Machine
     shell: bool
+    settings: dict[str, str]
 
 
 def boot_and_run(job: Job, boot: Boot, report: Report) -> str | None:
@@ -124,7 +125,7 @@ def _write_archive(path: Path, boot: Boot, job: Job) -> None:
         if GRANARY_IMAGE.exists():
             own.file("lab/granary", GRANARY_IMAGE.read_bytes())
         own.file("lab/guest/initramfs", boot.guest.read_bytes() + _guest_archive())
-        own.file("lab/run.json", json.dumps({"scenarios": job.scenarios, "shell": job.shell}).encode())
+        own.file("lab/run.json", json.dumps({"scenarios": job.scenarios, "shell": job.shell, "settings": job.settings}).encode())
         own.close()
 
 
