@@ -35,11 +35,11 @@ class Console:
         *complete, self._tail = (self._tail + new).split(b"\n")
         self.lines += [line.decode(errors="replace").rstrip("\r") for line in complete]
 
-    def go_on_in(self, name: str) -> None:
-        """What the domain says from now on is in the log of another name, which is new."""
+    def go_on_in(self, other: "Console") -> None:
+        """What the domain says from now on is in another's log, from where that one stands."""
         self.poll()
-        self.path = names.CONSOLE_LOGS / f"guest-{name}.log"
-        self._offset = 0
+        if other.path != self.path:
+            self.path, self._offset, self._tail = other.path, other._offset, b""
 
     def wait(self, pattern: str, limit: float = 60, since: int = 0) -> re.Match[str]:
         """The first line from number `since` on that matches. `limit` is a hang guard in seconds."""

@@ -14,6 +14,10 @@ from .console import Console
 from .xen import Mismatch, Outcome, Running, domains, eventually, run, xenstore, xl
 
 
+PATIENCE = 900
+"""A hang guard in seconds for what takes long where many share a processor."""
+
+
 class Domain:
     """A domain that was created; `name` may have had earlier lives, `domid` had none."""
 
@@ -214,21 +218,27 @@ class Guest(Domain):
         # A guest that reboots unasked (a triple fault looks so) must not hide it.
         defaults = {"tsc_mode": "native", "on_reboot": "destroy"}
         guest = cls._create(name, str(names.GUEST_CONFIG), disk=[str(disk) for disk in attached], **defaults | settings)
-        guest.console.wait(names.GUEST_READY, limit=90)
+        guest.console.wait(names.GUEST_READY, limit=PATIENCE)
         return guest
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
         self._numbers = itertools.count(1)
 
-    def follow(self, log: str | None = None) -> None:
-        """Goes on as the domain that has its name now, after a restart, restore or migration.
-
-        `log` is the name under which the console of a migrated one is logged.
-        """
+    def follow(self) -> None:
+        """Goes on as the domain that has its name now, after a restart, restore or migration."""
         self.domid = int(xl("domid", self.name).expect(0).output)
-        if log:
-            self.console.go_on_in(log)
+
+    def migrate(self) -> Outcome:
+        """`xl migrate` within the host, whatever comes of it."""
+        # Until it has arrived it has another name, under which its console is logged for good.
+        incoming = Console(f"{self.name}--incoming")
+        # With an empty "ssh" the host's name is what sh is to run.
+        outcome = xl("migrate", "-s", "", self.name, "xl migrate-receive", limit=PATIENCE)
+        if outcome.rc == 0:
+            self.follow()
+            self.console.go_on_in(incoming)
+        return outcome
 
     def wait_restarted(self, since: int) -> None:
         """Waits until the toolstack has made it anew, and it takes commands. `since` is a line before that."""
@@ -236,10 +246,10 @@ class Guest(Domain):
         eventually(
             f"{self.name} has another domid",
             lambda: any(listed.name == self.name and listed.domid > old for listed in domains()),
-            limit=60,
+            PATIENCE,
         )
         self.follow()
-        self.console.wait(names.GUEST_READY, limit=90, since=since)
+        self.console.wait(names.GUEST_READY, limit=PATIENCE, since=since)
 
     def start(self, command: str) -> Command:
         """Runs a shell command line in the guest, beside others that run there."""

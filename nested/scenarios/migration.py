@@ -51,18 +51,12 @@ def save_and_restore(lab: Lab):
     _say_lines(lab, mark)
 
 
-def _migrate(guest: Guest):
-    # With an empty "ssh" the host's name is what sh is to run.
-    return xl("migrate", "-s", "", guest.name, "xl migrate-receive")
-
-
 @scenario(limit=300)
 def migrate_with_handover(lab: Lab):
     """With `handover` a guest at work migrates within the host, and no byte is wrong."""
     guest, written, work = _at_work(lab, "moving", "kept,handover")
     mark, old = lab.granary.console.mark(), guest.domid
-    lab.figure("xl migrate", _migrate(guest).expect(0).seconds, "s")
-    guest.follow(log=f"{guest.name}--incoming")
+    lab.figure("xl migrate", guest.migrate().expect(0).seconds, "s")
     expect("it has a new domid", guest.domid > old, True)
     _end(lab, guest, written, work)
     _say_lines(lab, mark)
@@ -73,7 +67,7 @@ def migrate_without_handover(lab: Lab):
     """Without `handover` a migration within the host fails, and the guest goes on where it was."""
     guest, written, work = _at_work(lab, "staying", "kept")
     mark = lab.granary.console.mark()
-    failed = _migrate(guest).expect_failure()
+    failed = guest.migrate().expect_failure()
     lab.figure("xl migrate failed after", failed.seconds, "s")
     for line in failed.output.splitlines()[-4:]:
         lab.note(f"xl: {line}")
