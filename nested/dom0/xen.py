@@ -49,6 +49,10 @@ class Running:
         """Asks it to end."""
         self._process.terminate()
 
+    def kill(self) -> None:
+        """Ends it where it stands."""
+        self._process.kill()
+
     def wait(self, limit: float = 120) -> Outcome:
         """How it ended. `limit` is a hang guard in seconds."""
         try:
