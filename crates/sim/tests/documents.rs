@@ -1,4 +1,4 @@
-//! The tables of `docs/protocol.md` and `docs/security.md`, held against the code.
+//! The tables of `docs/protocol.md`, `docs/security.md` and `docs/reliability.md`, held against the code.
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
@@ -15,18 +15,41 @@ fn read(path: &str) -> String {
     fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
 }
 
-/// The rows of all tables of a document, as cells; headings are left out.
-fn rows(document: &str) -> Vec<Vec<String>> {
+type Row = Vec<String>;
+
+/// The tables of a document, as cells: each one's heading and its rows.
+fn tables(document: &str) -> Vec<(Row, Vec<Row>)> {
     let text = read(document);
-    let lines: Vec<&str> = text.lines().collect();
-    let is_row = |line: &str| line.starts_with("| ");
-    let rule = |n: usize| lines.get(n + 1).is_some_and(|line| line.starts_with("|---"));
-    let cells = |line: &str| {
-        let line = line.strip_prefix("| ").unwrap().strip_suffix(" |").unwrap();
-        line.split(" | ").map(|cell| cell.trim().to_owned()).collect()
+    let mut tables: Vec<(Row, Vec<Row>)> = Vec::new();
+    let mut within = false;
+    for line in text.lines() {
+        let cells = line.strip_prefix("| ").and_then(|line| line.strip_suffix(" |"));
+        let row = cells.map(|cells| cells.split(" | ").map(|cell| cell.trim().to_owned()).collect());
+        match (row, within) {
+            (Some(row), true) => tables.last_mut().unwrap().1.push(row),
+            (Some(heading), false) => tables.push((heading, Vec::new())),
+            // The rule below a heading.
+            (None, true) if line.starts_with("|---") => continue,
+            (None, _) => {}
+        }
+        within = line.starts_with('|');
+    }
+    tables
+}
+
+/// The rows of all tables of a document.
+fn rows(document: &str) -> Vec<Row> {
+    tables(document).into_iter().flat_map(|(_, rows)| rows).collect()
+}
+
+/// Whether a test of that name stands in a file: Rust's, or a scenario of the nested lab.
+fn has_test(path: &str, source: &str, name: &str) -> bool {
+    let (signature, attribute) = match path.rsplit_once('.') {
+        Some((_, "py")) => (format!("\ndef {name}(lab: Lab):"), "@scenario("),
+        _ => (format!("\nfn {name}() {{"), "#[test]"),
     };
-    let rows: Vec<_> = (0..lines.len()).filter(|&n| is_row(lines[n]) && !rule(n)).collect();
-    rows.into_iter().map(|n| cells(lines[n])).collect()
+    let before = source.find(&signature).and_then(|at| source[..at].lines().last());
+    before.is_some_and(|line| line.starts_with(attribute))
 }
 
 /// Checks that a cell is a list of ``[file](path) `test` `` and that each is a test of its file.
@@ -38,16 +61,13 @@ fn assert_proofs(row: &[String]) {
             Some((path, name.strip_suffix('`')?))
         })();
         let (path, name) = parsed.unwrap_or_else(|| panic!("`{}`: no test in {proof:?}", row[0]));
-        let source = read(path);
-        let at = source.find(&format!("\nfn {name}() {{"));
-        let at = at.unwrap_or_else(|| panic!("`{}`: {path} has no {name}", row[0]));
-        assert!(source[..at].ends_with("#[test]"), "{name} of {path} is no test");
+        assert!(has_test(path, &read(path), name), "`{}`: {path} has no test {name}", row[0]);
     }
 }
 
 /// What stands in the first cells in code quotes.
-fn names(rows: &[Vec<String>]) -> BTreeSet<String> {
-    let name = |row: &Vec<String>| {
+fn names(rows: &[Row]) -> BTreeSet<String> {
+    let name = |row: &Row| {
         Some(row[0].strip_prefix('`')?.strip_suffix('`')?.to_owned()).filter(|n| !n.contains('`'))
     };
     rows.iter().filter_map(name).collect()
@@ -107,4 +127,17 @@ fn the_security_record_has_its_tests() {
         let named = tests.iter().any(|name| named(&name) || name.contains(entry));
         assert!(named, "no test is named after {entry}");
     }
+}
+
+#[test]
+fn what_is_promised_has_its_tests() {
+    let mut nr_proven = 0;
+    for (heading, rows) in tables("docs/reliability.md") {
+        for row in rows.iter().filter(|_| heading.last().unwrap() == "Tests") {
+            assert_eq!(row.len(), heading.len(), "{row:?}");
+            assert_proofs(row);
+            nr_proven += 1;
+        }
+    }
+    assert!(nr_proven > 20, "{nr_proven}");
 }
