@@ -24,7 +24,8 @@ fn tables(document: &str) -> Vec<(Row, Vec<Row>)> {
     let mut within = false;
     for line in text.lines() {
         let cells = line.strip_prefix("| ").and_then(|line| line.strip_suffix(" |"));
-        let row = cells.map(|cells| cells.split(" | ").map(|cell| cell.trim().to_owned()).collect());
+        let row =
+            cells.map(|cells| cells.split(" | ").map(|cell| cell.trim().to_owned()).collect());
         match (row, within) {
             (Some(row), true) => tables.last_mut().unwrap().1.push(row),
             (Some(heading), false) => tables.push((heading, Vec::new())),
