@@ -268,7 +268,7 @@ class _Root:
         programs |= {name: self._program(name) for name in DOM0_PROGRAMS}
         self._base(archive, programs)
         # libxl runs its helper by this path.
-        archive.link(f"usr/lib/xen-{self._suite.xen}/bin", "/bin")
+        archive.link(f"usr/lib/xen-{self._suite.xen}/bin/libxl-save-helper", "/bin/libxl-save-helper")
         python = self._python_library()
         archive.tree(python, str(python.relative_to(self._tree)), _python_unused(python))
         for extension in python.glob("lib-dynload/*.so"):
