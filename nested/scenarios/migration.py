@@ -6,7 +6,7 @@ from ..dom0 import disks, names
 from ..dom0.domain import Guest, Work, devid
 from ..dom0.lab import Lab
 from ..dom0.scenario import scenario
-from ..dom0.xen import expect, xl
+from ..dom0.xen import eventually, expect, xl
 
 # Small: all of it is saved.
 MEMORY_MIB = 160
@@ -28,6 +28,9 @@ def _end(lab: Lab, guest: Guest, written: str, work: Work) -> None:
     lab.figure("rounds, all of them right", work.end(), "")
     expect("the file from before", guest.checksum("/mnt/before", BEFORE_MIB), written)
     guest.sh("umount /mnt && e2fsck -fn /dev/xvda")
+
+
+def _leave(lab: Lab, guest: Guest) -> None:
     guest.shutdown()
     lab.granary.control("remove", "kept").expect(0)
 
@@ -48,6 +51,7 @@ def save_and_restore(lab: Lab):
     file.unlink()
     guest.follow()
     _end(lab, guest, written, work)
+    _leave(lab, guest)
     _say_lines(lab, mark)
 
 
@@ -59,6 +63,7 @@ def migrate_with_handover(lab: Lab):
     lab.figure("xl migrate", guest.migrate().expect(0).seconds, "s")
     expect("it has a new domid", guest.domid > old, True)
     _end(lab, guest, written, work)
+    _leave(lab, guest)
     _say_lines(lab, mark)
 
 
@@ -75,4 +80,9 @@ def migrate_without_handover(lab: Lab):
     lab.granary.console.wait(names.vbd_line("cannot serve target=kept: ", new, devid("xvda")), since=mark)
     expect("it is the same domain", int(xl("domid", guest.name).expect(0).output), guest.domid)
     _end(lab, guest, written, work)
+    # The xl that would take it away ended when the domain was suspended.
+    xl("shutdown", guest.name).expect(0)
+    eventually("it has shut down", lambda: not guest.runs())
+    guest.destroy()
+    eventually("its disk is free", lambda: lab.granary.control("remove", "kept").rc == 0)
     _say_lines(lab, mark)
