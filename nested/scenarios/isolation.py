@@ -18,7 +18,7 @@ def measure(lab: Lab, guest: Guest, beside: str) -> None:
         lab.figure(f"4 KiB reads {beside}, {name}", measured[f"{name}_ns"] / 1000, "us")
 
 
-@scenario(limit=300)
+@scenario(limit=300, group="all")
 def a_flooding_neighbour(lab: Lab):
     """A guest's 4 KiB reads go on while another guest asks for as much as it can."""
     guest, neighbour = lab.guest("one"), lab.guest("two")
