@@ -33,6 +33,25 @@ pub(crate) enum Outcome {
     Later,
 }
 
+/// What a vbd cannot be served without.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Needed {
+    /// The nodes that say what it offers.
+    Nodes,
+    /// The watch on its frontend.
+    Watch,
+}
+
+impl Needed {
+    /// What there is a quota of.
+    const fn counted(self) -> &'static str {
+        match self {
+            Self::Nodes => "nodes",
+            Self::Watch => "watches",
+        }
+    }
+}
+
 impl<P: Platform> Domain<P> {
     /// Does what a vbd's handshake wants, as far as that goes now, and looks again where something
     /// has changed.
@@ -276,13 +295,21 @@ impl<P: Platform> Domain<P> {
         self.end_if_drained(platform);
     }
 
-    /// xenstore does not take what a vbd offers: it cannot be served.
-    pub(crate) fn give_up_vbd(&mut self, platform: &mut P, key: VbdKey, error: Error) {
+    /// xenstore refuses what a vbd needs: it cannot be served.
+    pub(crate) fn give_up_vbd(
+        &mut self,
+        platform: &mut P,
+        key: VbdKey,
+        needed: Needed,
+        error: Error,
+    ) {
+        let what = needed.counted();
         let text = match error {
-            Error::Enospc | Error::Equota => {
-                format!("cannot be served: Granary's quota of xenstore nodes is used up ({error})")
+            // The last is what xenstored says of watches (Xen 4.20, `do_watch`).
+            Error::Enospc | Error::Equota | Error::E2big => {
+                format!("cannot be served: Granary's quota of xenstore {what} is used up ({error})")
             }
-            _ => format!("cannot be served: xenstore refuses what it offers: {error}"),
+            _ => format!("cannot be served: xenstore refuses its {what}: {error}"),
         };
         self.tell_error(platform, key, ENOSPC, &text);
         let Some(vbd) = self.vbds.get_mut(&key) else { return };

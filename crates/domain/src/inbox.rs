@@ -7,6 +7,7 @@ use blkif::keys;
 use xen_abi::{DomId, XenbusState};
 use xenstore::{Error, ProtocolError, Reply, Request};
 
+use crate::actions::Needed;
 use crate::domain::Domain;
 use crate::ending::{SHUTDOWN, shutdown_reason};
 use crate::inquiry::{FRONTEND, FRONTEND_ID, ONLINE, STATE, Subject};
@@ -27,7 +28,9 @@ pub(crate) enum Tag {
     Node { key: VbdKey, inquiry: u32, n: usize },
     /// What a vbd offers was published.
     Published(VbdId),
-    /// A node of a vbd was written or removed, its frontend watched or not any more.
+    /// A vbd's frontend is watched.
+    Watched(VbdId),
+    /// A node of a vbd was written or removed, its frontend is not watched any more.
     Written(VbdId),
     /// The state that a vbd has before its directory goes was read.
     Closed(VbdId),
@@ -65,8 +68,8 @@ enum Heard {
     Closed(VbdKey),
     /// What it offers stands in xenstore.
     Published(VbdKey),
-    /// That cannot be.
-    NotPublished(VbdKey, Error),
+    /// xenstore refuses what it cannot be served without.
+    Denied(VbdKey, Needed, Error),
     ReadShutdown,
     Shutdown(ShutdownReason),
     ReadRequest,
@@ -150,9 +153,16 @@ impl<P: Platform> Domain<P> {
                         if is_gone(error) {
                             Heard::Proceed(id.key)
                         } else {
-                            Heard::NotPublished(id.key, error)
+                            Heard::Denied(id.key, Needed::Nodes, error)
                         }
                     }
+                },
+                Tag::Watched(id) => match (living(&mut self.vbds, id), result) {
+                    // One that was refused anyway goes its way without.
+                    (Some(vbd), Err(error)) if vbd.disk().is_some() => {
+                        Heard::Denied(id.key, Needed::Watch, error)
+                    }
+                    _ => Heard::Nothing,
                 },
                 Tag::Closed(id) => match living(&mut self.vbds, id) {
                     Some(_) => Heard::Closed(id.key),
@@ -221,7 +231,7 @@ impl<P: Platform> Domain<P> {
                 self.correct_size(platform, key);
                 self.proceed(platform, key);
             }
-            Heard::NotPublished(key, error) => self.give_up_vbd(platform, key, error),
+            Heard::Denied(key, needed, error) => self.give_up_vbd(platform, key, needed, error),
             Heard::ReadShutdown => {
                 self.submit(platform, Request::Read(SHUTDOWN), Tag::Shutdown);
             }

@@ -78,7 +78,7 @@ impl<P: Platform> Domain<P> {
                 }
             }
         }
-        self.submit(platform, Request::Watch { path: &path, token: &token }, Tag::Written(id));
+        self.submit(platform, Request::Watch { path: &path, token: &token }, Tag::Watched(id));
     }
 
     fn tell_attached(&self, platform: &mut P, key: VbdKey, device: &Device) {

@@ -192,3 +192,33 @@ fn errors_that_find_no_room_are_silent() {
     }
     lab.assert_clean();
 }
+
+#[test]
+fn a_disk_whose_frontend_cannot_be_watched_is_refused() {
+    let mut lab = Lab::new(5).start();
+    let guest = lab.create_guest();
+    let disk = lab.try_attach(guest, &spec("xvda")).unwrap();
+    lab.run_for(Duration::from_secs(1));
+    let us = lab.domid();
+    let nr_watches = lab.machine().xenstored().nr_watches(us);
+    lab.machine().xenstored().quotas.watches = nr_watches;
+
+    let refused = lab.device(guest, "xvdb");
+    let error = lab.try_attach(guest, &spec("xvdb")).unwrap_err();
+    let found = Some(XenbusState::Closed);
+    assert_eq!(error, ToolstackError::TimedOut { wanted: XenbusState::InitWait, found });
+    let text = "cannot be served: Granary's quota of xenstore watches is used up (E2BIG)";
+    let line = format!("vbd {guest}/51728: {text}");
+    assert_eq!(lab.machine().console().last(), Some(&line));
+    let node = lab.machine().xs(DOM0).read(&error_node(&refused));
+    assert_eq!(node.unwrap(), format!("28 {text}"));
+    assert_eq!(lab.try_detach(refused, Detach::Polite), Ok(()));
+
+    // Where one goes there is room for one.
+    lab.detach(disk);
+    let disk = lab.try_attach(guest, &spec("xvdb")).unwrap();
+    lab.connect(disk);
+    lab.random_io(disk, 20);
+    lab.detach(disk);
+    lab.assert_clean();
+}
