@@ -20,6 +20,7 @@ MAX_OWN_NODES = 14
 # More than the quota has room for, whatever a disk takes.
 MAX_EXTRA_DISKS = 16
 
+
 @scenario(limit=180)
 def two_granary_disks_beside_blkback(lab: Lab):
     """One guest uses two Granary disks and one of dom0's blkback at the same time."""

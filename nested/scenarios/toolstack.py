@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..dom0 import disks, names
-from ..dom0.domain import Granary, Guest, Work, backend_devices, devid
+from ..dom0.domain import Granary, Guest, Work, devid
 from ..dom0.lab import Lab
 from ..dom0.scenario import scenario
 from ..dom0.xen import Mismatch, Running, domains, eventually, expect, run, xenstore, xl
