@@ -17,5 +17,7 @@ def lab_io() -> Path:
     """The program, built if it is not or its source has changed."""
     configs = [word for option in OPTIONS for word in ("--config", option)]
     command = ["cargo", "build", "--quiet", "--release", "--package", "lab-io", "--target", TARGET, *configs]
-    subprocess.run(command, cwd=REPOSITORY, check=True)
+    # RUSTFLAGS would replace the target's flags.
+    environment = {name: value for name, value in os.environ.items() if name != "RUSTFLAGS"}
+    subprocess.run(command, cwd=REPOSITORY, env=environment, check=True)
     return REPOSITORY / os.environ.get("CARGO_TARGET_DIR", "target") / TARGET / "release" / "lab-io"

@@ -68,7 +68,11 @@ def guest_created_before_granary_runs(lab: Lab):
     granary = Granary.create_paused("granary-later")
     waiting = f"{granary.home}/backend/vbd"
     unpause = Running("sh", "-c", f"until xenstore-ls {waiting} | grep -q state; do sleep 0.1; done; sleep 3; xl unpause {granary.name}")
-    guest = Guest.create("early", disks.ram("xvda", "32M", backend=granary.name))
+    try:
+        guest = Guest.create("early", disks.ram("xvda", "32M", backend=granary.name))
+    except BaseException:
+        unpause.kill()
+        raise
     unpause.wait().expect(0)
     lab.figure("xl create of the guest", guest.created.seconds, "s")
     granary.wait_ready()

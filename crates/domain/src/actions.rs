@@ -317,10 +317,11 @@ impl<P: Platform> Domain<P> {
         let frontend_dir = vbd.identity.frontend_dir().unwrap_or_default().into();
         vbd.identity = Identity::Refused { frontend_dir };
         vbd.handle(Event::Refused);
+        // Its state first: with the last disk the domain may end.
+        self.proceed(platform, key);
         if let Some(disk) = disk {
             self.release(platform, disk, key);
         }
-        self.proceed(platform, key);
     }
 
     /// Tells an error that a frontend may cause: in the vbd's error node, and on the console as

@@ -48,6 +48,10 @@ impl<P: Platform> Domain<P> {
     /// The toolstack wants the domain to end. A word that is repeated is acknowledged, and changes
     /// nothing.
     pub(crate) fn asked_to_end(&mut self, platform: &mut P, reason: ShutdownReason) {
+        if let Shutdown::Told(reason) = self.shutdown {
+            // The last word may have found no room in xenstore's queue.
+            return self.say_last_word(platform, reason);
+        }
         if let Shutdown::No = self.shutdown {
             let (nr, drain) = (self.attached().count(), self.settings.drain);
             if nr == 0 {
