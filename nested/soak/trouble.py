@@ -10,7 +10,7 @@ from ..dom0.xen import Running
 from ..frontend.hostile import clean_up
 from .actor import Actor, Stage
 
-HOSTILE_SECONDS = 10
+HOSTILE_SECONDS = 4
 NR_DISKS = 4
 
 
@@ -32,7 +32,7 @@ class Attacker(Actor):
             clean_up(granary)
         else:
             hostile.wait(PATIENCE).expect(0)
-        self.pause(5)
+        self.pause(20)
 
 
 class Operator(Actor):
@@ -41,44 +41,52 @@ class Operator(Actor):
     def __init__(self, name: str, stage: Stage, seed: str, others: list[str]):
         super().__init__(name, stage, seed)
         self._others = others
-        self._writable: list[str] = []
-        self._snapshots: list[str] = []
+        # What each of its disks is.
+        self._disks: dict[str, str] = {}
         self._nr_made = 0
 
     def leave(self) -> None:
         """Removes its disks."""
-        for disk in self._writable + self._snapshots:
+        for disk in self._disks:
             self.stage.control("remove", disk)
 
     def turn(self) -> None:
-        own = self._writable + self._snapshots
-        acts = [self._look] + [self._make] * 2 * (len(own) < NR_DISKS) + [self._change] * 2 * bool(self._writable)
-        self.random.choice(acts + [self._remove] * bool(own))()
+        acts = [self._look, self._make, self._make, self._empty, self._resize, self._remove]
+        self.random.choice(acts)()
         self.pause(3)
 
     def _look(self) -> None:
         self.stage.control(self.random.choice(["list", "stats"]))
 
     def _make(self) -> None:
+        if len(self._disks) == NR_DISKS:
+            return self._remove()
         self._nr_made += 1
         name = f"{self.name}.{self._nr_made}"
-        verb = self.random.choice(["create", "clone", "snapshot"])
-        if verb == "create":
-            self.stage.control(verb, name, self.random.choice(["ram,size=32M", "gold,cow", "null,size=1T"]))
+        kind = self.random.choice(["ram,size=32M", "null,size=1T", "gold,cow", "clone", "snapshot"])
+        if kind in ("clone", "snapshot"):
+            self.stage.control(kind, self.random.choice(self._others), name)
         else:
-            self.stage.control(verb, self.random.choice(self._others), name)
-        (self._snapshots if verb == "snapshot" else self._writable).append(name)
+            self.stage.control("create", name, kind)
+        self._disks[name] = kind
 
-    def _change(self) -> None:
-        name = self.random.choice(self._writable)
-        if self.random.random() < 0.5:
-            self.stage.control("discard-all", name)
-        else:
-            self.stage.control("resize", name, f"{self.random.randint(1, 64)}M")
+    def _empty(self) -> None:
+        self._change({"snapshot"}, "discard-all")
+
+    def _resize(self) -> None:
+        # What lies over an image cannot become smaller than that.
+        self._change({"snapshot", "gold,cow"}, "resize", f"{self.random.randint(1, 64)}M")
+
+    def _change(self, not_of: set[str], verb: str, *size: str) -> None:
+        """Does it to one of its disks, but of no such kind."""
+        if disks := [name for name, kind in self._disks.items() if kind not in not_of]:
+            self.stage.control(verb, self.random.choice(disks), *size)
 
     def _remove(self) -> None:
-        disks = self.random.choice([disks for disks in (self._writable, self._snapshots) if disks])
-        self.stage.control("remove", disks.pop(self.random.randrange(len(disks))))
+        if self._disks:
+            name = self.random.choice(list(self._disks))
+            self.stage.control("remove", name)
+            del self._disks[name]
 
 
 class Daemons(Actor):
