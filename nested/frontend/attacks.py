@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from . import ring
 from .device import CLOSED, CLOSING, CONNECTED, INITIALISED
 from .frontend import Frontend
-from .pages import PAGE_BYTES, Pages
+from .pages import Access, PAGE_BYTES, Pages
 from .ring import SLOT_BYTES, Ring, Segment
 from .xenstore import Xenstore
 
@@ -130,7 +130,7 @@ def wrong_grefs(attack: Attack) -> None:
     attack.connect()
     revoked = Pages(attack.device.backend, 1)
     another = Pages(0, 1)
-    read_only = Pages(attack.device.backend, 1, writable=False)
+    read_only = Pages(attack.device.backend, 1, Access.READ)
     own_ring = attack.frontend.ring_gref
     revoked.withdraw()
     bad = [0, 1, 7, 8, _U32 - 1, 1 << 20, attack.rng.randrange(_U32), *revoked.grefs, *another.grefs, *read_only.grefs, own_ring, own_ring]

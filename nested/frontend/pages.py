@@ -4,6 +4,7 @@ import fcntl
 import mmap
 import os
 import struct
+from enum import IntEnum
 from pathlib import Path
 
 PAGE_BYTES = 4096
@@ -14,19 +15,25 @@ _LIMIT = Path("/sys/module/xen_gntalloc/parameters/limit")
 # _IOC(_IOC_NONE, 'G', number, size)
 _ALLOC_GREF = 24 << 16 | ord("G") << 8 | 5
 _DEALLOC_GREF = 16 << 16 | ord("G") << 8 | 6
-_FLAG_WRITABLE = 1
 # domid, flags, count, then where to map it, then the grefs
 _ALLOC = struct.Struct("=HHIQ")
 _DEALLOC = struct.Struct("=QI4x")
 
 
+class Access(IntEnum):
+    """What the other domain may do with a page (GNTALLOC_FLAG_WRITABLE)."""
+
+    READ = 0
+    WRITE = 1
+
+
 class Pages:
     """Some pages that a domain has been granted, zeroed."""
 
-    def __init__(self, domid: int, count: int, writable: bool = True):
+    def __init__(self, domid: int, count: int, access: Access = Access.WRITE):
         _raise_limit()
         self._file = os.open("/dev/xen/gntalloc", os.O_RDWR | os.O_CLOEXEC)
-        argument = bytearray(_ALLOC.pack(domid, _FLAG_WRITABLE if writable else 0, count, 0) + bytes(4 * count))
+        argument = bytearray(_ALLOC.pack(domid, access, count, 0) + bytes(4 * count))
         fcntl.ioctl(self._file, _ALLOC_GREF, argument)
         self._index = _ALLOC.unpack_from(argument)[3]
         self.count = count
