@@ -10,6 +10,7 @@ use core::arch::asm;
 /// # Safety
 /// `len` bytes at `from` are readable and at `to` writable. Where the ranges overlap, what is
 /// copied is not defined.
+#[inline(never)]
 pub(crate) unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
     // SAFETY: touches exactly the two ranges, by the caller's contract.
     unsafe {
@@ -73,6 +74,7 @@ pub(crate) unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
 ///
 /// # Safety
 /// `len` bytes at `to` are writable.
+#[inline(never)]
 pub(crate) unsafe fn zero(to: *mut u8, len: usize) {
     // SAFETY: touches exactly the range, by the caller's contract.
     unsafe {
