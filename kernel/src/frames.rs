@@ -3,7 +3,7 @@
 use core::ptr;
 
 use store::{FrameAddr, FrameMemory};
-use xen_abi::{Gfn, PAGE_SIZE};
+use xen_abi::{Gfn, PAGE_SHIFT, PAGE_SIZE};
 
 use crate::copy;
 use crate::region::Region;
@@ -23,9 +23,12 @@ impl Frames {
         Self { runs }
     }
 
-    /// Whether `gfn` is one of the frames.
-    pub(crate) fn contain(&self, gfn: Gfn) -> bool {
-        self.runs.iter().any(|&(first, nr)| gfn.0.wrapping_sub(first.0) < nr)
+    /// Whether one run has `nr_frames` frames from `gfn` on, and `gfn` in any case.
+    pub(crate) fn contain(&self, gfn: Gfn, nr_frames: u64) -> bool {
+        self.runs.iter().any(|&(first, nr)| {
+            let before = gfn.0.wrapping_sub(first.0);
+            before < nr && nr_frames <= nr - before
+        })
     }
 
     /// Copies out of pages that a peer shares, each byte fetched once.
@@ -43,21 +46,37 @@ impl Frames {
 
     /// The address of `len` bytes at `at`, all of them in one run.
     fn at(&self, at: FrameAddr, len: usize) -> *mut u8 {
-        let offset = usize::from(at.offset);
-        let fits = |&(first, nr): &(Gfn, u64)| {
-            // Frames to the run's end; none where `at` is outside.
-            let rest = nr.saturating_sub(at.gfn.0.wrapping_sub(first.0));
-            let rest_bytes = usize::try_from(rest).ok()?.checked_mul(PAGE_SIZE)?;
-            (offset + len <= rest_bytes).then_some(())
-        };
-        assert!(
-            offset < PAGE_SIZE && self.runs.iter().any(|run| fits(run).is_some()),
-            "{len} bytes at byte {offset} of frame {} are not the pool's",
-            at.gfn
-        );
-        let frame = usize::try_from(at.gfn.0).map_or(0, |gfn| gfn * PAGE_SIZE);
-        ptr::with_exposed_provenance_mut(frame + offset)
+        let end = usize::from(at.offset) + len;
+        if usize::from(at.offset) >= PAGE_SIZE
+            || !self.contain(at.gfn, end.div_ceil(PAGE_SIZE) as u64)
+        {
+            outside(at, len);
+        }
+        address(at)
     }
+
+    /// The address of the word at `at`.
+    fn word(&self, at: FrameAddr) -> *mut u32 {
+        // One that is aligned ends in the frame that it begins in.
+        let is_in_frame = usize::from(at.offset) < PAGE_SIZE && at.offset.is_multiple_of(4);
+        if !is_in_frame || !self.contain(at.gfn, 1) {
+            outside(at, size_of::<u32>());
+        }
+        address(at).cast()
+    }
+}
+
+/// The address of a byte of the frames.
+fn address(at: FrameAddr) -> *mut u8 {
+    let frame = usize::try_from(at.gfn.0).map_or(0, |gfn| gfn << PAGE_SHIFT);
+    ptr::with_exposed_provenance_mut(frame | usize::from(at.offset))
+}
+
+/// A caller's bug. Not inlined, for what it says takes more instructions than what is checked.
+#[cold]
+#[inline(never)]
+fn outside(at: FrameAddr, len: usize) -> ! {
+    panic!("{len} bytes at byte {} of frame {} are not the pool's", at.offset, at.gfn)
 }
 
 impl FrameMemory for Frames {
@@ -95,14 +114,6 @@ impl FrameMemory for Frames {
         let word = self.word(at);
         // SAFETY: `word` has checked place and alignment. Volatile: one store.
         unsafe { word.write_volatile(value) };
-    }
-}
-
-impl Frames {
-    fn word(&self, at: FrameAddr) -> *mut u32 {
-        let word = self.at(at, size_of::<u32>()).cast::<u32>();
-        assert!(word.is_aligned(), "a word at byte {} of a frame", at.offset);
-        word
     }
 }
 
@@ -151,9 +162,10 @@ mod tests {
     #[test]
     fn only_frames_of_a_run_are_contained() {
         let (frames, first) = frames();
-        let contained = (0..4).map(|index| frames.contain(Gfn(first.0 + index)));
+        let contained = (0..4).map(|index| frames.contain(Gfn(first.0 + index), 1));
         assert!(contained.eq([true, false, true, false]));
-        assert!(!frames.contain(Gfn(first.0 - 1)));
+        assert!(!frames.contain(Gfn(first.0 - 1), 1));
+        assert!(!frames.contain(first, 2));
     }
 
     #[test]
@@ -171,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "a word at")]
+    #[should_panic(expected = "4 bytes at byte 2 of")]
     fn an_unaligned_word_is_a_bug() {
         let (frames, first) = frames();
         frames.load_u32(addr(first, 2));
