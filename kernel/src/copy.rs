@@ -1,17 +1,24 @@
 //! Copying within our own memory: the one place that decides how.
-//!
-//! An unrolled loop over words. String instructions are an order slower under emulation, and the
-//! target has no SSE; a variant that CPUID chooses would join here.
 
 use core::arch::asm;
 
-/// Copies `len` bytes.
+/// Copies `len` bytes of a disk's data.
 ///
 /// # Safety
 /// `len` bytes at `from` are readable and at `to` writable. Where the ranges overlap, what is
 /// copied is not defined.
 #[inline(never)]
 pub(crate) unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: the caller's contract.
+    unsafe { words(from, to, len) };
+}
+
+/// Copies `len` bytes by an unrolled loop over words: what is best for a few.
+///
+/// # Safety
+/// As of [`copy`].
+#[inline(never)]
+pub(crate) unsafe fn words(from: *const u8, to: *mut u8, len: usize) {
     // SAFETY: touches exactly the two ranges, by the caller's contract.
     unsafe {
         asm!(
@@ -114,7 +121,7 @@ pub(crate) unsafe fn zero(to: *mut u8, len: usize) {
 mod tests {
     use std::vec::Vec;
 
-    use super::{copy, zero};
+    use super::{words, zero};
 
     #[test]
     fn every_length_at_every_offset_is_copied_exactly() {
@@ -123,7 +130,7 @@ mod tests {
             for offset in 0..9 {
                 let mut to = vec![0xee; 300];
                 // SAFETY: both vectors are longer.
-                unsafe { copy(from[offset..].as_ptr(), to[8 - offset..].as_mut_ptr(), len) };
+                unsafe { words(from[offset..].as_ptr(), to[8 - offset..].as_mut_ptr(), len) };
                 let start = 8 - offset;
                 assert_eq!(to[start..start + len], from[offset..offset + len]);
                 assert!(to[..start].iter().chain(&to[start + len..]).all(|&byte| byte == 0xee));

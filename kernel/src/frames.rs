@@ -83,13 +83,13 @@ impl FrameMemory for Frames {
     fn read(&self, at: FrameAddr, into: &mut [u8]) {
         // SAFETY: `at` has checked the source; the frames hold no Rust object, so `into` is
         // elsewhere.
-        unsafe { copy::copy(self.at(at, into.len()), into.as_mut_ptr(), into.len()) };
+        unsafe { copy::words(self.at(at, into.len()), into.as_mut_ptr(), into.len()) };
     }
 
     fn write(&mut self, at: FrameAddr, from: &[u8]) {
         // SAFETY: `at` has checked the destination; the frames hold no Rust object, so `from` is
         // elsewhere.
-        unsafe { copy::copy(from.as_ptr(), self.at(at, from.len()), from.len()) };
+        unsafe { copy::words(from.as_ptr(), self.at(at, from.len()), from.len()) };
     }
 
     fn zero(&mut self, at: FrameAddr, len_bytes: usize) {

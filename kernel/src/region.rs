@@ -5,10 +5,10 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use xen_abi::{Gfn, PAGE_SHIFT, PAGE_SIZE, SharedMemory};
 
-const WORD: usize = size_of::<u64>();
+use crate::copy;
 
-/// Pages shared with a peer. Reached by volatile copies and atomics only; each byte is fetched or
-/// stored once.
+/// Pages shared with a peer. Reached by copies in assembly and by atomics only; each byte is
+/// fetched or stored once.
 #[derive(Debug)]
 pub(crate) struct Region {
     base: NonNull<u8>,
@@ -41,7 +41,9 @@ impl Region {
     /// The address of `len` bytes at `offset`, all of them in the region.
     pub(crate) fn at(&self, offset: usize, len: usize) -> *mut u8 {
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.len_bytes);
-        assert!(inside, "{len} bytes at {offset} of a region of {}", self.len_bytes);
+        if !inside {
+            outside(offset, len, self.len_bytes);
+        }
         self.base.as_ptr().wrapping_add(offset)
     }
 
@@ -67,63 +69,22 @@ impl SharedMemory for Region {
     }
 
     fn read(&self, offset: usize, into: &mut [u8]) {
-        let source = self.at(offset, into.len());
-        let (head, words) = split(source, into.len());
-        let (first, rest) = into.split_at_mut(head);
-        let (middle, last) = rest.split_at_mut(words * WORD);
-        // SAFETY: `at` has checked the whole range; the words are aligned by `split`.
-        unsafe {
-            read_bytes(source, first);
-            let source = source.add(head);
-            for (index, word) in middle.chunks_exact_mut(WORD).enumerate() {
-                let value = source.cast::<u64>().add(index).read_volatile();
-                word.copy_from_slice(&value.to_ne_bytes());
-            }
-            read_bytes(source.add(words * WORD), last);
-        }
+        // SAFETY: `at` has checked the source, where no Rust object lies, so `into` is elsewhere.
+        // The copy is made by instructions that the compiler does not see into.
+        unsafe { copy::words(self.at(offset, into.len()), into.as_mut_ptr(), into.len()) };
     }
 
     fn write(&self, offset: usize, from: &[u8]) {
-        let dest = self.at(offset, from.len());
-        let (head, words) = split(dest, from.len());
-        let (first, rest) = from.split_at(head);
-        let (middle, last) = rest.split_at(words * WORD);
-        // SAFETY: `at` has checked the whole range; the words are aligned by `split`.
-        unsafe {
-            write_bytes(dest, first);
-            let dest = dest.add(head);
-            for (index, word) in middle.chunks_exact(WORD).enumerate() {
-                let mut value = [0; WORD];
-                value.copy_from_slice(word);
-                dest.cast::<u64>().add(index).write_volatile(u64::from_ne_bytes(value));
-            }
-            write_bytes(dest.add(words * WORD), last);
-        }
+        // SAFETY: as in `read`.
+        unsafe { copy::words(from.as_ptr(), self.at(offset, from.len()), from.len()) };
     }
 }
 
-/// How many bytes come before the first aligned word, and how many words follow.
-fn split(start: *const u8, len: usize) -> (usize, usize) {
-    let head = start.addr().wrapping_neg() % WORD;
-    if head >= len { (len, 0) } else { (head, (len - head) / WORD) }
-}
-
-/// # Safety
-/// `into.len()` bytes at `source` are mapped.
-unsafe fn read_bytes(source: *const u8, into: &mut [u8]) {
-    for (index, byte) in into.iter_mut().enumerate() {
-        // SAFETY: the caller's contract.
-        *byte = unsafe { source.add(index).read_volatile() };
-    }
-}
-
-/// # Safety
-/// `from.len()` bytes at `dest` are mapped.
-unsafe fn write_bytes(dest: *mut u8, from: &[u8]) {
-    for (index, byte) in from.iter().enumerate() {
-        // SAFETY: the caller's contract.
-        unsafe { dest.add(index).write_volatile(*byte) };
-    }
+/// A caller's bug. Not inlined, for what it says takes more instructions than what is checked.
+#[cold]
+#[inline(never)]
+fn outside(offset: usize, len: usize, len_bytes: usize) -> ! {
+    panic!("{len} bytes at {offset} of a region of {len_bytes}")
 }
 
 #[cfg(test)]
