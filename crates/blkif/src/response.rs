@@ -1,7 +1,7 @@
 //! Responses.
 
 use crate::layout::{RESPONSE_ID, RESPONSE_OPERATION, RESPONSE_STATUS};
-use crate::{OpCode, RequestId, Slot};
+use crate::{OpCode, RequestId};
 
 /// How a request went (`BLKIF_RSP_*`). A frontend may meet other values, and takes them as errors.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -32,24 +32,28 @@ pub struct Response {
 }
 
 impl Response {
+    /// Bytes of the longer ABI's response.
+    pub const LEN_BYTES: usize = 16;
+
     /// The response's bytes, every one defined. Both ABIs agree but for the length
     /// ([`Layout::response_len_bytes`](crate::layout::Layout::response_len_bytes)).
     #[must_use]
-    pub fn encode(&self) -> Slot {
-        let mut slot = Slot::ZERO;
-        slot.put(RESPONSE_ID, self.id.0.to_le_bytes());
-        slot.put(RESPONSE_OPERATION, [self.operation.0]);
-        slot.put(RESPONSE_STATUS, self.status.0.to_le_bytes());
-        slot
+    pub fn encode(&self) -> [u8; Self::LEN_BYTES] {
+        let mut bytes = [0; Self::LEN_BYTES];
+        bytes[RESPONSE_ID..RESPONSE_ID + 8].copy_from_slice(&self.id.0.to_le_bytes());
+        bytes[RESPONSE_OPERATION] = self.operation.0;
+        bytes[RESPONSE_STATUS..RESPONSE_STATUS + 2].copy_from_slice(&self.status.0.to_le_bytes());
+        bytes
     }
 
-    /// Reads a response from a slot of either ABI; the padding is ignored.
+    /// Reads a response of either ABI; the padding is ignored.
     #[must_use]
-    pub fn parse(slot: &Slot) -> Self {
+    pub fn parse(bytes: &[u8; Self::LEN_BYTES]) -> Self {
+        let [a, b, c, d, e, f, g, h, operation, _, status_low, status_high, ..] = *bytes;
         Self {
-            id: RequestId(slot.u64_at(RESPONSE_ID)),
-            operation: OpCode(slot.u8_at(RESPONSE_OPERATION)),
-            status: Status(i16::from_le_bytes(slot.get(RESPONSE_STATUS))),
+            id: RequestId(u64::from_le_bytes([a, b, c, d, e, f, g, h])),
+            operation: OpCode(operation),
+            status: Status(i16::from_le_bytes([status_low, status_high])),
         }
     }
 }

@@ -232,7 +232,7 @@ fn a_request_has_at_most_11_segments() {
 #[test]
 fn a_response_has_the_headers_bytes() {
     let response = Response { id: ID, operation: OpCode(3), status: Status::EOPNOTSUPP };
-    let bytes = slot(&[0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 3, 0, 0xfe, 0xff]);
+    let bytes = [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 3, 0, 0xfe, 0xff, 0, 0, 0, 0];
     assert_eq!(response.encode(), bytes);
     assert_eq!(Response::parse(&bytes), response);
 }

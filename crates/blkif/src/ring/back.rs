@@ -6,7 +6,7 @@ use thiserror::Error;
 use xen_abi::SharedMemory;
 
 use super::{BadRingLength, FinalCheck, Idx, Notify, ProducerOverrun, REQUESTS, RESPONSES, Sring};
-use crate::{Abi, Malformed, MaxIndirectSegments, Request, Response};
+use crate::{Abi, Malformed, MaxIndirectSegments, Request, Response, Slot};
 
 /// The backend half of a ring (`struct blkif_back_ring`).
 ///
@@ -26,6 +26,8 @@ pub struct BackRing<M> {
     rsp_prod_pvt: Idx,
     /// What we stored to `rsp_prod`.
     rsp_prod: Idx,
+    /// Our copy of the request consumed last.
+    slot: Slot,
 }
 
 /// A response without a request to answer: a bug of the backend. Nothing was written.
@@ -70,6 +72,7 @@ impl<M: SharedMemory> BackRing<M> {
             req_cons: at,
             rsp_prod_pvt: at,
             rsp_prod: at,
+            slot: Slot::ZERO,
         })
     }
 
@@ -123,9 +126,10 @@ impl<M: SharedMemory> BackRing<M> {
             return None;
         }
         let abi = self.sring.abi;
-        let slot = self.sring.read_slot(self.req_cons, abi.layout().entry_len_bytes);
+        let bytes = &mut self.slot.0[..abi.layout().entry_len_bytes];
+        self.sring.read_slot(self.req_cons, bytes);
         self.req_cons += 1;
-        Some(Request::parse(&slot, abi, self.max_indirect))
+        Some(Request::parse(&self.slot, abi, self.max_indirect))
     }
 
     /// Writes a response, for [`publish`](Self::publish) to show.
@@ -137,7 +141,7 @@ impl<M: SharedMemory> BackRing<M> {
             return Err(ResponseUnasked { rsp_prod: self.rsp_prod_pvt.0 });
         }
         let len_bytes = self.sring.abi.layout().response_len_bytes;
-        self.sring.write_slot(self.rsp_prod_pvt, &response.encode(), len_bytes);
+        self.sring.write_slot(self.rsp_prod_pvt, &response.encode()[..len_bytes]);
         self.rsp_prod_pvt += 1;
         Ok(())
     }

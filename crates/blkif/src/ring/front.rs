@@ -98,7 +98,8 @@ impl<M: SharedMemory> FrontRing<M> {
         if self.free() == 0 {
             return Err(RingFull { nr_entries: self.nr_entries() });
         }
-        self.sring.write_slot(self.req_prod_pvt, slot, self.sring.abi.layout().entry_len_bytes);
+        let len_bytes = self.sring.abi.layout().entry_len_bytes;
+        self.sring.write_slot(self.req_prod_pvt, &slot.0[..len_bytes]);
         self.req_prod_pvt += 1;
         Ok(())
     }
@@ -129,9 +130,10 @@ impl<M: SharedMemory> FrontRing<M> {
             return None;
         }
         let len_bytes = self.sring.abi.layout().response_len_bytes;
-        let slot = self.sring.read_slot(self.rsp_cons, len_bytes);
+        let mut bytes = [0; Response::LEN_BYTES];
+        self.sring.read_slot(self.rsp_cons, &mut bytes[..len_bytes]);
         self.rsp_cons += 1;
-        Some(Response::parse(&slot))
+        Some(Response::parse(&bytes))
     }
 
     /// Before waiting: asks for a notification at the next response, and looks once more

@@ -14,7 +14,7 @@ use thiserror::Error;
 use xen_abi::SharedMemory;
 
 use crate::layout::{REQ_EVENT, REQ_PROD, RING, RSP_EVENT, RSP_PROD};
-use crate::{Abi, RingOrder, Slot};
+use crate::{Abi, RingOrder};
 
 pub use back::{BackRing, ResponseUnasked};
 pub use front::{FrontRing, RingFull};
@@ -97,15 +97,13 @@ impl<M: SharedMemory> Sring<M> {
         RING + slot as usize * self.abi.layout().entry_len_bytes
     }
 
-    /// Copies the first `len_bytes` of a slot out, each byte fetched once.
-    fn read_slot(&self, index: Idx, len_bytes: usize) -> Slot {
-        let mut slot = Slot::ZERO;
-        self.memory.read(self.slot_offset(index), &mut slot.0[..len_bytes]);
-        slot
+    /// Copies the first bytes of a slot out, each byte fetched once.
+    fn read_slot(&self, index: Idx, into: &mut [u8]) {
+        self.memory.read(self.slot_offset(index), into);
     }
 
-    fn write_slot(&self, index: Idx, slot: &Slot, len_bytes: usize) {
-        self.memory.write(self.slot_offset(index), &slot.0[..len_bytes]);
+    fn write_slot(&self, index: Idx, from: &[u8]) {
+        self.memory.write(self.slot_offset(index), from);
     }
 
     /// Fetches the peer's producer index once and checks it.
