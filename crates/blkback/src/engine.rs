@@ -8,17 +8,17 @@
 use alloc::vec::Vec;
 
 use blkif::{
-    BackRing, FinalCheck, MaxIndirectSegments, Notify, Operation, ProducerOverrun, Response,
-    Sector, Status,
+    BackRing, FinalCheck, Indirect, MaxIndirectSegments, Notify, Operation, ProducerOverrun,
+    Response, Sector, Status, Transfer,
 };
-use store::{Access, BlockStore, FrameMemory, PagePool, SECTOR_SIZE};
+use store::{Access, BlockStore, FrameMemory, Geometry, PagePool, SECTOR_SIZE};
 use xen_abi::{DomId, EvtchnPort, Gfn, GntStatus, PAGE_SIZE};
 
 use crate::batch::{Batch, Piece};
-use crate::descriptors::Descriptors;
+use crate::descriptors::{Descriptors, Fetched};
 use crate::persistent::Persistent;
 use crate::refused::{Reason, Refused};
-use crate::round::{Entry, Round, State};
+use crate::round::{Entry, Kind, Round, State, Task};
 use crate::{Grants, Stats};
 
 /// Requests that a round takes at most: a whole ring of one page.
@@ -116,7 +116,9 @@ pub struct Engine {
     descriptors: Descriptors,
     /// The requests of this round, in the order of the ring.
     round: Vec<Entry>,
-    /// Their segments.
+    /// Those among them whose segments lie in pages: the place in the round, and where to.
+    indirect: Vec<(usize, Indirect, Fetched)>,
+    /// The segments of all of them.
     pieces: Vec<Piece>,
     max_indirect: MaxIndirectSegments,
 }
@@ -134,6 +136,7 @@ impl Engine {
             batch: Batch::new(MAX_REQUESTS),
             descriptors: Descriptors::new(area, max_indirect),
             round: Vec::with_capacity(MAX_REQUESTS),
+            indirect: Vec::with_capacity(MAX_REQUESTS),
             pieces: Vec::with_capacity(MAX_SEGMENTS + max_segments),
             max_indirect,
         }
@@ -161,9 +164,13 @@ impl Engine {
         D: BlockStore<M>,
     {
         queue.stats.at_hand.count(queue.ring.unconsumed()? as usize);
-        self.begin(queue, media.disk.unpack_unit_bytes());
+        let geometry = media.disk.geometry();
+        self.begin(queue, &geometry, media.disk.unpack_unit_bytes());
         let mut round = Round {
+            geometry,
             entries: &mut self.round,
+            nr_ended: 0,
+            indirect: &self.indirect,
             batch: &mut self.batch,
             pieces: &mut self.pieces,
             mapped: queue.mapped.as_mut(),
@@ -175,7 +182,7 @@ impl Engine {
         round.fetch_descriptors();
         round.prepare();
         round.begin_all();
-        round.finish();
+        round.finish(usize::MAX);
         let refused = self.answer(queue, grants);
         let lost = queue.mapped.as_mut().and_then(|mapped| mapped.unmap_evicted(grants).err());
         let left =
@@ -184,14 +191,19 @@ impl Engine {
     }
 
     /// Takes requests off the ring, unless one is to be gone on with.
-    fn begin<M>(&mut self, queue: &mut Queue<M>, unpack_unit_bytes: Option<u64>)
-    where
+    fn begin<M>(
+        &mut self,
+        queue: &mut Queue<M>,
+        geometry: &Geometry,
+        unpack_unit_bytes: Option<u64>,
+    ) where
         M: xen_abi::SharedMemory,
     {
         self.batch.begin();
         self.descriptors.begin();
         self.pieces.clear();
         self.round.clear();
+        self.indirect.clear();
         if let Some(mapped) = &mut queue.mapped {
             mapped.begin();
         }
@@ -218,17 +230,35 @@ impl Engine {
             if let Some(unit_bytes) = unpack_unit_bytes {
                 unpacked_bytes += may_unpack(unit_bytes, &request.op);
             }
-            let state = match request.op {
+            let mut parse = |kind, transfer: &Transfer| {
+                nr_segments += blkif::MAX_SEGMENTS;
+                let segments = transfer.segments.as_slice().iter().copied();
+                Task::parse(
+                    kind,
+                    transfer.sector,
+                    segments,
+                    &mut self.pieces,
+                    geometry,
+                    &mut queue.stats,
+                )
+            };
+            let state = match &request.op {
+                Operation::Read(transfer) => parse(Kind::Read, transfer),
+                Operation::Write(transfer) => parse(Kind::Write, transfer),
+                Operation::Flush(transfer) => parse(Kind::Flush, transfer),
+                Operation::Barrier(transfer) => parse(Kind::Barrier, transfer),
                 Operation::Indirect(indirect) => {
                     nr_segments += usize::from(indirect.nr_segments());
-                    State::Indirect(indirect, self.descriptors.take())
+                    let owner = self.round.len();
+                    self.indirect.push((owner, *indirect, self.descriptors.take()));
+                    State::Fetching
                 }
-                op => {
-                    nr_segments += blkif::MAX_SEGMENTS;
-                    State::Direct(op)
+                &Operation::Discard { sector, nr_sectors, secure } => {
+                    State::Discard { sector, nr_sectors, secure }
                 }
+                Operation::Unknown { .. } => State::Done(Err(Reason::Unsupported)),
             };
-            let may_take_long = matches!(state, State::Direct(Operation::Discard { .. }));
+            let may_take_long = matches!(state, State::Discard { .. });
             self.round.push(Entry { id, operation, state });
             if may_take_long {
                 break;
@@ -243,13 +273,11 @@ impl Engine {
         grants: &mut G,
     ) -> Option<Refused> {
         let mut refused = None;
-        for Entry { id, operation, state } in self.round.drain(..) {
+        // Nothing is taken off the ring after a discard.
+        queue.unfinished = self.round.pop_if(|entry| matches!(entry.state, State::Discarding(..)));
+        for &Entry { id, operation, ref state } in &self.round {
             let result = match state {
-                State::Done(result) => result,
-                State::Discarding(..) => {
-                    queue.unfinished = Some(Entry { id, operation, state });
-                    break;
-                }
+                State::Done(result) => *result,
                 state => {
                     debug_assert!(false, "{state:?} is not finished");
                     Err(Reason::Unsupported)

@@ -84,19 +84,26 @@ impl<M> Persistent<M> {
         self.missing.clear();
     }
 
-    /// Looks for the page of a grant; what is not there is mapped by the next
-    /// [`map_missing`](Self::map_missing), unless there is no memory to remember it until then.
-    pub(crate) fn want(&mut self, gref: GrantRef) {
-        if self.find(gref).is_none() && self.missing.try_reserve(1).is_ok() {
+    /// Finds the page of a grant, and keeps it for this round; what is not there is mapped by the
+    /// next [`map_missing`](Self::map_missing), unless there is no memory to remember it until then.
+    pub(crate) fn want(&mut self, gref: GrantRef) -> Option<Place> {
+        let place = self.find(gref);
+        if place.is_none() && self.missing.try_reserve(1).is_ok() {
             self.missing.push(gref);
         }
+        place
     }
 
     /// Maps the pages that were wanted and not there, as far as there is room, in one hypercall.
     /// One that cannot be mapped is left out: its data is copied by the hypervisor instead.
-    pub(crate) fn map_missing<G: Grants<Mapping = M>>(&mut self, grants: &mut G, peer: DomId) {
+    /// Places that were found in this round stay good. Whether any was missing.
+    pub(crate) fn map_missing<G: Grants<Mapping = M>>(
+        &mut self,
+        grants: &mut G,
+        peer: DomId,
+    ) -> bool {
         if self.missing.is_empty() {
-            return;
+            return false;
         }
         let mut missing = core::mem::take(&mut self.missing);
         // A heap sorts in place as `sort_unstable` does, in a tenth of its code.
@@ -130,6 +137,7 @@ impl<M> Persistent<M> {
             missing.clear();
         }
         self.missing = missing;
+        true
     }
 
     /// Unmaps the pages that had to go, in one hypercall.

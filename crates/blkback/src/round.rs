@@ -3,9 +3,7 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use blkif::{
-    Indirect, IndirectOp, Malformed, OpCode, Operation, RequestId, Sector, Segment, Transfer,
-};
+use blkif::{Indirect, IndirectOp, Malformed, OpCode, RequestId, Sector, Segment};
 use store::{
     Access, BlockStore, Discard, FrameMemory, Geometry, OpenRead, OpenWrite, Progress, SectorRange,
     SecureDiscard, Steps, StoreError,
@@ -44,16 +42,16 @@ impl Entry {
 /// How far a request has come.
 #[derive(Debug)]
 pub(crate) enum State {
-    /// Off the ring.
-    Direct(Operation),
-    /// Off the ring, and its segments on their way to us.
-    Indirect(Indirect, Fetched),
+    /// An indirect request whose segments are on their way to us.
+    Fetching,
     /// Its segments are checked.
     Parsed(Task),
+    /// A discard that is not checked yet.
+    Discard { sector: Sector, nr_sectors: u64, secure: bool },
     /// Its data is to be copied to the guest.
     Reading(OpenRead, SectorRange),
     /// Its data is to be copied from the guest.
-    Writing(OpenWrite, SectorRange),
+    Writing(OpenWrite),
     /// A part of it was given up; it goes on in the next round.
     Discarding(SectorRange, Discard),
     /// To be answered.
@@ -61,7 +59,7 @@ pub(crate) enum State {
 }
 
 /// A request that moves data or orders it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Task {
     kind: Kind,
     sector: Sector,
@@ -70,7 +68,7 @@ pub(crate) struct Task {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kind {
+pub(crate) enum Kind {
     Read,
     Write,
     /// Makes durable what was written before, and then writes, as Linux's backend has it.
@@ -81,7 +79,12 @@ enum Kind {
 
 /// What a round works with.
 pub(crate) struct Round<'a, 'm, G: Grants, M, D> {
+    /// The disk's, which does not change in a round.
+    pub(crate) geometry: Geometry,
     pub(crate) entries: &'a mut Vec<Entry>,
+    /// Entries of which none is open any more: the first ones.
+    pub(crate) nr_ended: usize,
+    pub(crate) indirect: &'a [(usize, Indirect, Fetched)],
     pub(crate) batch: &'a mut Batch,
     /// The segments of all its requests.
     pub(crate) pieces: &'a mut Vec<Piece>,
@@ -95,16 +98,16 @@ pub(crate) struct Round<'a, 'm, G: Grants, M, D> {
 impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
     /// Gets the segments of indirect requests into our own memory.
     pub(crate) fn fetch_descriptors(&mut self) {
+        if self.indirect.is_empty() {
+            return;
+        }
         if let Some(mapped) = &mut self.mapped {
-            for entry in &*self.entries {
-                if let State::Indirect(indirect, _) = &entry.state {
-                    indirect.grefs().iter().for_each(|&gref| mapped.want(gref));
-                }
+            for (_, indirect, _) in self.indirect {
+                indirect.grefs().iter().for_each(|&gref| _ = mapped.want(gref));
             }
             mapped.map_missing(self.grants, self.peer);
         }
-        for (owner, entry) in self.entries.iter().enumerate() {
-            let State::Indirect(indirect, fetched) = &entry.state else { continue };
+        for &(owner, ref indirect, fetched) in self.indirect {
             for (gref, to, len_bytes) in fetched.parts(indirect) {
                 let place = self.mapped.as_mut().and_then(|mapped| mapped.find(gref));
                 if let (Some(mapped), Some(place)) = (&self.mapped, place) {
@@ -120,44 +123,28 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
         self.batch.run(self.grants);
     }
 
-    /// Checks the segments of every request, and maps the pages that are to stay mapped.
+    /// Checks the segments of indirect requests, and maps the pages that are to stay mapped.
     pub(crate) fn prepare(&mut self) {
-        let geometry = self.media.disk.geometry();
         let memory = self.media.pool.memory();
-        for (owner, entry) in self.entries.iter_mut().enumerate() {
-            let start = self.pieces.len();
-            let (kind, sector, parsed) = match &entry.state {
-                State::Direct(operation) => {
-                    let Some((kind, transfer)) = transfer(operation) else { continue };
-                    let segments = transfer.segments.as_slice().iter().copied();
-                    (kind, transfer.sector, parse(self.pieces, &geometry, segments))
-                }
-                State::Indirect(indirect, fetched) => {
-                    let segments = (0..indirect.nr_segments()).map(|n| fetched.segment(memory, n));
-                    let parsed = match self.batch.failure(owner) {
-                        Some(status) => Err(Reason::Copy(status)),
-                        None => parse(self.pieces, &geometry, segments),
-                    };
-                    (indirect.op().into(), indirect.sector(), parsed)
-                }
-                _ => continue,
-            };
-            entry.state = match parsed {
-                Ok(()) => {
-                    let pieces = start..self.pieces.len();
-                    self.stats.segments.count(pieces.len());
-                    State::Parsed(Task { kind, sector, pieces })
-                }
-                Err(reason) => {
-                    self.pieces.truncate(start);
-                    State::Done(Err(reason))
-                }
+        for &(owner, ref indirect, fetched) in self.indirect {
+            self.entries[owner].state = match self.batch.failure(owner) {
+                Some(status) => State::Done(Err(Reason::Copy(status))),
+                None => Task::parse(
+                    indirect.op().into(),
+                    indirect.sector(),
+                    (0..indirect.nr_segments()).map(|n| fetched.segment(memory, n)),
+                    self.pieces,
+                    &self.geometry,
+                    self.stats,
+                ),
             };
         }
-        if let Some(mapped) = &mut self.mapped {
-            self.pieces.iter().for_each(|piece| mapped.want(piece.segment.gref()));
-            mapped.map_missing(self.grants, self.peer);
-            for piece in &mut *self.pieces {
+        let Some(mapped) = &mut self.mapped else { return };
+        for piece in &mut *self.pieces {
+            piece.place = mapped.want(piece.segment.gref());
+        }
+        if mapped.map_missing(self.grants, self.peer) {
+            for piece in self.pieces.iter_mut().filter(|piece| piece.place.is_none()) {
                 piece.place = mapped.find(piece.segment.gref());
             }
         }
@@ -166,23 +153,32 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
     /// Begins every request.
     pub(crate) fn begin_all(&mut self) {
         for owner in 0..self.entries.len() {
-            let done = State::Done(Err(Reason::Unsupported));
-            let state = match core::mem::replace(&mut self.entries[owner].state, done) {
-                State::Parsed(task) => self.begin(owner, &task),
-                State::Direct(operation) => self.begin_discard(&operation),
-                State::Discarding(range, discard) => self.discard(range, discard),
-                state => Ok(state),
+            let state = match self.entries[owner].state {
+                State::Parsed(ref task) => {
+                    let task = task.clone();
+                    self.begin(owner, &task)
+                }
+                State::Discard { sector, nr_sectors, secure } => {
+                    self.begin_discard(owner, sector, nr_sectors, secure)
+                }
+                State::Discarding(range, discard) => self.discard(owner, range, discard),
+                _ => continue,
             };
             self.entries[owner].state = state.unwrap_or_else(|reason| State::Done(Err(reason)));
         }
     }
 
-    /// Makes the copies that wait, and ends every request that waits for them.
-    pub(crate) fn finish(&mut self) {
+    /// Makes the copies that wait, and ends every request before the one at `end` that waits for
+    /// them.
+    pub(crate) fn finish(&mut self, end: usize) {
         self.batch.run(self.grants);
-        for owner in 0..self.entries.len() {
-            let failure = self.batch.failure(owner).map(Reason::Copy);
+        let end = end.min(self.entries.len());
+        for owner in self.nr_ended..end {
             let state = &mut self.entries[owner].state;
+            if !matches!(state, State::Reading(..) | State::Writing(_)) {
+                continue;
+            }
+            let failure = self.batch.failure(owner).map(Reason::Copy);
             let result = failure.map_or(Ok(()), Err);
             match core::mem::replace(state, State::Done(result)) {
                 State::Reading(read, range) => {
@@ -192,18 +188,19 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
                         self.stats.nr_sectors_read += range.nr();
                     }
                 }
-                State::Writing(write, range) => {
+                State::Writing(write) => {
                     if failure.is_none() {
-                        self.media.disk.commit_write(self.media.pool, write);
                         self.stats.nr_writes += 1;
-                        self.stats.nr_sectors_written += range.nr();
+                        self.stats.nr_sectors_written += write.range().nr();
+                        self.media.disk.commit_write(self.media.pool, write);
                     } else {
                         self.media.disk.abort_write(self.media.pool, write);
                     }
                 }
-                other => self.entries[owner].state = other,
+                _ => {}
             }
         }
+        self.nr_ended = end;
     }
 
     fn begin(&mut self, owner: usize, task: &Task) -> Result<State, Reason> {
@@ -211,7 +208,7 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
             Kind::Read => self.transfer(owner, IndirectOp::Read, task),
             Kind::Write => self.transfer(owner, IndirectOp::Write, task),
             Kind::Flush => {
-                self.flush()?;
+                self.flush(owner)?;
                 self.stats.nr_flushes += 1;
                 if task.pieces.is_empty() {
                     return Ok(State::Done(Ok(())));
@@ -219,22 +216,22 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
                 self.transfer(owner, IndirectOp::Write, task)
             }
             Kind::Barrier => {
-                self.flush()?;
+                self.flush(owner)?;
                 self.stats.nr_barriers += 1;
                 if task.pieces.is_empty() {
                     return Ok(State::Done(Ok(())));
                 }
                 self.entries[owner].state = self.transfer(owner, IndirectOp::Write, task)?;
-                self.flush()?;
+                self.flush(owner + 1)?;
                 let done = State::Done(Err(Reason::Unsupported));
                 Ok(core::mem::replace(&mut self.entries[owner].state, done))
             }
         }
     }
 
-    /// Ends all that was begun, and makes it durable.
-    fn flush(&mut self) -> Result<(), Reason> {
-        self.finish();
+    /// Ends all that was begun before the request at `end`, and makes it durable.
+    fn flush(&mut self, end: usize) -> Result<(), Reason> {
+        self.finish(end);
         Ok(self.media.disk.flush(self.media.pool)?)
     }
 
@@ -247,7 +244,7 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
     ) -> Result<State, Reason> {
         let pieces = &self.pieces[task.pieces.clone()];
         let nr = pieces.iter().map(|piece| u64::from(piece.segment.nr_sectors())).sum();
-        let range = SectorRange::on(&self.media.disk.geometry(), task.sector.0, nr)?;
+        let range = SectorRange::on(&self.geometry, task.sector.0, nr)?;
         if direction == IndirectOp::Write && self.media.access == Access::ReadOnly {
             return Err(Reason::ReadOnly);
         }
@@ -260,7 +257,7 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
                 | StoreError::NoHeap
                 | StoreError::CapReached { .. },
             ) => {
-                self.finish();
+                self.finish(owner);
                 Ok(self.open(owner, direction, range, task.pieces.clone())?)
             }
             other => Ok(other?),
@@ -290,9 +287,7 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
             IndirectOp::Read => {
                 disk.begin_read(pool, range, &mut gather).map(|read| State::Reading(read, range))
             }
-            IndirectOp::Write => {
-                disk.begin_write(pool, range, &mut gather).map(|write| State::Writing(write, range))
-            }
+            IndirectOp::Write => disk.begin_write(pool, range, &mut gather).map(State::Writing),
         };
         if opened.is_err() {
             // Their frames are not ours to touch any more.
@@ -301,29 +296,36 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
         opened
     }
 
-    fn begin_discard(&mut self, operation: &Operation) -> Result<State, Reason> {
-        let Operation::Discard { sector, nr_sectors, secure } = *operation else {
-            return Err(Reason::Unsupported);
-        };
-        let geometry = self.media.disk.geometry();
-        let Some(limits) = geometry.discard.filter(|_| self.media.discards == Discards::Offered)
-        else {
+    fn begin_discard(
+        &mut self,
+        owner: usize,
+        sector: Sector,
+        nr_sectors: u64,
+        secure: bool,
+    ) -> Result<State, Reason> {
+        let offered = self.media.discards == Discards::Offered;
+        let Some(limits) = self.geometry.discard.filter(|_| offered) else {
             return Err(Reason::Unsupported);
         };
         if self.media.access == Access::ReadOnly {
             return Err(Reason::ReadOnly);
         }
-        let range = SectorRange::on(&geometry, sector.0, nr_sectors)?;
+        let range = SectorRange::on(&self.geometry, sector.0, nr_sectors)?;
         // The flag is to be ignored where secure discards were never offered.
         let discard = match limits.secure {
             SecureDiscard::Offered | SecureDiscard::Shared if secure => Discard::Secure,
             _ => Discard::Plain,
         };
-        self.discard(range, discard)
+        self.discard(owner, range, discard)
     }
 
-    fn discard(&mut self, range: SectorRange, discard: Discard) -> Result<State, Reason> {
-        self.finish();
+    fn discard(
+        &mut self,
+        owner: usize,
+        range: SectorRange,
+        discard: Discard,
+    ) -> Result<State, Reason> {
+        self.finish(owner);
         let (disk, pool) = (&mut *self.media.disk, &mut *self.media.pool);
         match disk.discard(pool, range, discard, &mut Steps::new(MAX_DISCARDED))? {
             Progress::More => Ok(State::Discarding(range, discard)),
@@ -345,19 +347,34 @@ impl From<IndirectOp> for Kind {
     }
 }
 
-/// What a direct operation transfers, if it does.
-const fn transfer(operation: &Operation) -> Option<(Kind, &Transfer)> {
-    match operation {
-        Operation::Read(transfer) => Some((Kind::Read, transfer)),
-        Operation::Write(transfer) => Some((Kind::Write, transfer)),
-        Operation::Flush(transfer) => Some((Kind::Flush, transfer)),
-        Operation::Barrier(transfer) => Some((Kind::Barrier, transfer)),
-        Operation::Discard { .. } | Operation::Indirect(_) | Operation::Unknown { .. } => None,
+impl Task {
+    /// Checks the segments of a request and adds them to those of the round: what there is to do,
+    /// or the answer.
+    pub(crate) fn parse(
+        kind: Kind,
+        sector: Sector,
+        segments: impl Iterator<Item = Segment>,
+        pieces: &mut Vec<Piece>,
+        geometry: &Geometry,
+        stats: &mut Stats,
+    ) -> State {
+        let start = pieces.len();
+        match check(pieces, geometry, segments) {
+            Ok(()) => {
+                let pieces = start..pieces.len();
+                stats.segments.count(pieces.len());
+                State::Parsed(Self { kind, sector, pieces })
+            }
+            Err(reason) => {
+                pieces.truncate(start);
+                State::Done(Err(reason))
+            }
+        }
     }
 }
 
 /// Checks segments against their page and the disk's logical block size.
-fn parse(
+fn check(
     pieces: &mut Vec<Piece>,
     geometry: &Geometry,
     segments: impl Iterator<Item = Segment>,

@@ -61,6 +61,12 @@ impl OpenWrite {
     pub const fn new(range: SectorRange) -> Self {
         Self { range, reserved: None, nr_new: 0 }
     }
+
+    /// What is written.
+    #[must_use]
+    pub const fn range(&self) -> SectorRange {
+        self.range
+    }
 }
 
 /// Whether a long operation is finished.
