@@ -153,7 +153,7 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
     /// Begins every request.
     pub(crate) fn begin_all(&mut self) {
         for owner in 0..self.entries.len() {
-            let state = match self.entries[owner].state {
+            let begun = match self.entries[owner].state {
                 State::Parsed(ref task) => {
                     let task = task.clone();
                     self.begin(owner, &task)
@@ -164,7 +164,9 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
                 State::Discarding(range, discard) => self.discard(owner, range, discard),
                 _ => continue,
             };
-            self.entries[owner].state = state.unwrap_or_else(|reason| State::Done(Err(reason)));
+            if let Err(reason) = begun {
+                self.entries[owner].state = State::Done(Err(reason));
+            }
         }
     }
 
@@ -203,30 +205,25 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
         self.nr_ended = end;
     }
 
-    fn begin(&mut self, owner: usize, task: &Task) -> Result<State, Reason> {
+    fn begin(&mut self, owner: usize, task: &Task) -> Result<(), Reason> {
         match task.kind {
-            Kind::Read => self.transfer(owner, IndirectOp::Read, task),
-            Kind::Write => self.transfer(owner, IndirectOp::Write, task),
+            Kind::Read => return self.transfer(owner, IndirectOp::Read, task),
+            Kind::Write => return self.transfer(owner, IndirectOp::Write, task),
             Kind::Flush => {
                 self.flush(owner)?;
                 self.stats.nr_flushes += 1;
-                if task.pieces.is_empty() {
-                    return Ok(State::Done(Ok(())));
-                }
-                self.transfer(owner, IndirectOp::Write, task)
             }
             Kind::Barrier => {
                 self.flush(owner)?;
                 self.stats.nr_barriers += 1;
-                if task.pieces.is_empty() {
-                    return Ok(State::Done(Ok(())));
-                }
-                self.entries[owner].state = self.transfer(owner, IndirectOp::Write, task)?;
-                self.flush(owner + 1)?;
-                let done = State::Done(Err(Reason::Unsupported));
-                Ok(core::mem::replace(&mut self.entries[owner].state, done))
             }
         }
+        if task.pieces.is_empty() {
+            self.entries[owner].state = State::Done(Ok(()));
+            return Ok(());
+        }
+        self.transfer(owner, IndirectOp::Write, task)?;
+        if task.kind == Kind::Barrier { self.flush(owner + 1) } else { Ok(()) }
     }
 
     /// Ends all that was begun before the request at `end`, and makes it durable.
@@ -236,12 +233,7 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
     }
 
     /// Begins a read or write of a request's segments.
-    fn transfer(
-        &mut self,
-        owner: usize,
-        direction: IndirectOp,
-        task: &Task,
-    ) -> Result<State, Reason> {
+    fn transfer(&mut self, owner: usize, direction: IndirectOp, task: &Task) -> Result<(), Reason> {
         let pieces = &self.pieces[task.pieces.clone()];
         let nr = pieces.iter().map(|piece| u64::from(piece.segment.nr_sectors())).sum();
         let range = SectorRange::on(&self.geometry, task.sector.0, nr)?;
@@ -270,7 +262,7 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
         direction: IndirectOp,
         range: SectorRange,
         pieces: Range<usize>,
-    ) -> Result<State, StoreError> {
+    ) -> Result<(), StoreError> {
         let mut gather = Gather {
             batch: self.batch,
             grants: self.grants,
@@ -289,11 +281,17 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
             }
             IndirectOp::Write => disk.begin_write(pool, range, &mut gather).map(State::Writing),
         };
-        if opened.is_err() {
-            // Their frames are not ours to touch any more.
-            self.batch.forget(owner);
+        match opened {
+            Ok(state) => {
+                self.entries[owner].state = state;
+                Ok(())
+            }
+            Err(error) => {
+                // Their frames are not ours to touch any more.
+                self.batch.forget(owner);
+                Err(error)
+            }
         }
-        opened
     }
 
     fn begin_discard(
@@ -302,7 +300,7 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
         sector: Sector,
         nr_sectors: u64,
         secure: bool,
-    ) -> Result<State, Reason> {
+    ) -> Result<(), Reason> {
         let offered = self.media.discards == Discards::Offered;
         let Some(limits) = self.geometry.discard.filter(|_| offered) else {
             return Err(Reason::Unsupported);
@@ -324,17 +322,19 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
         owner: usize,
         range: SectorRange,
         discard: Discard,
-    ) -> Result<State, Reason> {
+    ) -> Result<(), Reason> {
         self.finish(owner);
         let (disk, pool) = (&mut *self.media.disk, &mut *self.media.pool);
-        match disk.discard(pool, range, discard, &mut Steps::new(MAX_DISCARDED))? {
-            Progress::More => Ok(State::Discarding(range, discard)),
-            Progress::Done => {
-                self.stats.nr_discards += 1;
-                self.stats.nr_sectors_discarded += range.nr();
-                Ok(State::Done(Ok(())))
-            }
-        }
+        self.entries[owner].state =
+            match disk.discard(pool, range, discard, &mut Steps::new(MAX_DISCARDED))? {
+                Progress::More => State::Discarding(range, discard),
+                Progress::Done => {
+                    self.stats.nr_discards += 1;
+                    self.stats.nr_sectors_discarded += range.nr();
+                    State::Done(Ok(()))
+                }
+            };
+        Ok(())
     }
 }
 
