@@ -70,10 +70,48 @@ impl Fetched {
         })
     }
 
-    /// The request's segment number `n`.
-    pub(crate) fn segment(self, memory: &impl FrameMemory, n: u16) -> Segment {
-        let mut bytes = [0; Segment::LEN_BYTES];
-        memory.read(self.at.after(usize::from(n) * Segment::LEN_BYTES), &mut bytes);
-        Segment::parse(bytes)
+    /// The request's segments, as they were fetched.
+    pub(crate) fn segments<M>(self, memory: &M, nr: u16) -> Segments<'_, M> {
+        Segments {
+            memory,
+            at: self.at,
+            left: nr.into(),
+            bytes: [[0; Segment::LEN_BYTES]; CHUNK],
+            taken: CHUNK,
+        }
+    }
+}
+
+/// Segments that are read from our memory at a time.
+const CHUNK: usize = 32;
+
+/// The segments of an indirect request, one after the other.
+pub(crate) struct Segments<'a, M> {
+    memory: &'a M,
+    /// The next that is not read.
+    at: FrameAddr,
+    /// How many are not read.
+    left: usize,
+    /// Those that were read last, and how many of them are taken.
+    bytes: [[u8; Segment::LEN_BYTES]; CHUNK],
+    taken: usize,
+}
+
+impl<M: FrameMemory> Iterator for Segments<'_, M> {
+    type Item = Segment;
+
+    fn next(&mut self) -> Option<Segment> {
+        if self.taken == CHUNK {
+            // The last of them go to the end of the chunk.
+            let nr = self.left.min(CHUNK);
+            self.taken = CHUNK - nr;
+            let chunk = self.bytes[self.taken..].as_flattened_mut();
+            self.memory.read(self.at, chunk);
+            self.at = self.at.after(chunk.len());
+            self.left -= nr;
+        }
+        let bytes = self.bytes.get(self.taken)?;
+        self.taken += 1;
+        Some(Segment::parse(*bytes))
     }
 }

@@ -132,7 +132,7 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
                 None => Task::parse(
                     indirect.op().into(),
                     indirect.sector(),
-                    (0..indirect.nr_segments()).map(|n| fetched.segment(memory, n)),
+                    fetched.segments(memory, indirect.nr_segments()),
                     self.pieces,
                     &self.geometry,
                     self.stats,
