@@ -102,19 +102,8 @@ pub(crate) struct Gather<'a, G: Grants> {
 }
 
 impl<G: Grants> Gather<'_, G> {
-    fn advance(&mut self, len_bytes: u16) {
-        self.used_bytes += len_bytes;
-        if let [first, rest @ ..] = self.pieces
-            && self.used_bytes == first.segment.len_bytes()
-        {
-            self.pieces = rest;
-            self.used_bytes = 0;
-        }
-    }
-
-    /// Copies between what is left of a piece and a frame of ours, within both their pages.
-    fn copy(&mut self, piece: &Piece, frame: FrameAddr, len_bytes: u16) {
-        let offset = piece.segment.offset() + self.used_bytes;
+    /// Copies between a mapped or granted page, from byte `offset` on, and a frame of ours.
+    fn copy(&mut self, piece: Piece, offset: u16, frame: FrameAddr, len_bytes: u16) {
         if let (Some(mapped), Some(place)) = (self.mapped, piece.place) {
             let page = mapped.page(place);
             match self.direction {
@@ -137,10 +126,11 @@ impl<G: Grants> ExtentSink for Gather<'_, G> {
     fn extent(&mut self, extent: Extent) {
         let (mut at, mut left) = match extent {
             Extent::Frames { at, len_bytes } => (Some(at), len_bytes),
-            Extent::Zero { len_bytes } | Extent::Discarded { len_bytes } => (None, len_bytes),
+            Extent::Zero { len_bytes } => (Some(FrameAddr::start_of(self.zero)), len_bytes),
+            Extent::Discarded { len_bytes } => (None, len_bytes),
         };
         while left > 0 {
-            let Some(&piece) = self.pieces.first() else {
+            let [piece, rest @ ..] = self.pieces else {
                 debug_assert!(false, "a store names more bytes than were asked for");
                 return;
             };
@@ -148,19 +138,20 @@ impl<G: Grants> ExtentSink for Gather<'_, G> {
             let in_frame = at.map_or(PAGE_SIZE, |at| PAGE_SIZE - usize::from(at.offset));
             // At most a segment.
             let len_bytes = u16::try_from(left.min(in_frame)).map_or(room, |len| len.min(room));
-            let len = usize::from(len_bytes);
-            match (at, extent) {
-                (Some(here), _) => {
-                    self.copy(&piece, here, len_bytes);
-                    at = Some(here.after(len));
+            if let Some(frame) = at {
+                let offset = piece.segment.offset() + self.used_bytes;
+                self.copy(*piece, offset, frame, len_bytes);
+                if matches!(extent, Extent::Frames { .. }) {
+                    at = Some(frame.after(len_bytes.into()));
                 }
-                (None, Extent::Zero { .. }) => {
-                    self.copy(&piece, FrameAddr::start_of(self.zero), len_bytes);
-                }
-                (None, _) => {}
             }
-            left -= len;
-            self.advance(len_bytes);
+            left -= usize::from(len_bytes);
+            if len_bytes == room {
+                self.pieces = rest;
+                self.used_bytes = 0;
+            } else {
+                self.used_bytes += len_bytes;
+            }
         }
     }
 }

@@ -375,13 +375,12 @@ const fn byte_of(number: u64) -> u64 {
     number * PAGE_SIZE as u64
 }
 
-/// The bytes of the page at `number` that a range covers.
+/// The bytes of the page at `number`, one of its [`pages`], that a range covers.
 fn bytes_in_page(range: SectorRange, number: u64) -> Range<usize> {
     let first = number * SECTORS_PER_PAGE;
-    let byte = |sector: u64| -> usize {
-        let within = sector.clamp(first, first + SECTORS_PER_PAGE) - first;
-        // At most a page.
-        usize::try_from(within).unwrap_or(0) * SECTOR_SIZE
-    };
-    byte(range.first())..byte(range.end())
+    let start = range.first().max(first) - first;
+    let end = range.end().min(first + SECTORS_PER_PAGE) - first;
+    // At most a page.
+    let byte = |sector| usize::try_from(sector).map_or(PAGE_SIZE, |sector| sector * SECTOR_SIZE);
+    byte(start)..byte(end)
 }
