@@ -44,6 +44,8 @@ pub struct PageDisk {
     family: Option<Rc<()>>,
     /// Has room for as many as were ever open at once.
     open_writes: Vec<Written>,
+    /// Those of them that do not cover all of their pages.
+    nr_partial_writes: usize,
     /// Pages that open writes are to bring.
     nr_coming: u64,
 }
@@ -83,6 +85,7 @@ impl PageDisk {
             dropped: None,
             family: None,
             open_writes: Vec::new(),
+            nr_partial_writes: 0,
             nr_coming: 0,
         })
     }

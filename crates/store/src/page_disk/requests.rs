@@ -39,12 +39,14 @@ impl PageDisk {
     /// long as each covers all of it: the later commit wins. One that keeps part of the page would
     /// bring back what the other has replaced.
     fn may_open(&self, write: &Written) -> bool {
+        let none_partial = self.nr_partial_writes == 0 && write.coverage == Coverage::Whole;
         self.open_writes.len() < MAX_OPEN_WRITES
-            && !self.open_writes.iter().any(|open| {
-                (open.coverage == Coverage::Partial || write.coverage == Coverage::Partial)
-                    && open.pages.start < write.pages.end
-                    && write.pages.start < open.pages.end
-            })
+            && (none_partial
+                || !self.open_writes.iter().any(|open| {
+                    (open.coverage == Coverage::Partial || write.coverage == Coverage::Partial)
+                        && open.pages.start < write.pages.end
+                        && write.pages.start < open.pages.end
+                }))
     }
 
     /// Hands what a range reads as to `sink`.
@@ -170,29 +172,42 @@ impl PageDisk {
             Some(old) if !pool.is_shared(old) => Want::Exchange,
             _ => Want::More,
         })?;
-        for rest in [0..bytes.start, bytes.end..PAGE_SIZE] {
-            if rest.is_empty() {
-                continue;
-            }
-            let to = FrameAddr::start_of(page).after(rest.start);
-            let filled = match old {
-                Some(old) => {
-                    let from = FrameAddr::start_of(old).after(rest.start);
-                    pool.memory_mut().copy(from, to, rest.len());
-                    Ok(())
-                }
-                None => self.fill(pool, byte_of(number) + rest.start as u64, to, rest.len()),
-            };
-            if let Err(error) = filled {
-                pool.release(page);
-                return Err(error);
-            }
+        if bytes.len() < PAGE_SIZE
+            && let Err(error) = self.fill_rest(pool, old, page, number, bytes)
+        {
+            pool.release(page);
+            return Err(error);
         }
         if old.is_none() {
             self.nr_coming += 1;
             write.nr_new += 1;
         }
         Ok(page)
+    }
+
+    /// Fills what a write does not cover of a new page with what the old one has there, or the base.
+    fn fill_rest<M: FrameMemory>(
+        &self,
+        pool: &mut PagePool<M>,
+        old: Option<Gfn>,
+        page: Gfn,
+        number: u64,
+        bytes: &Range<usize>,
+    ) -> Result<(), StoreError> {
+        for rest in [0..bytes.start, bytes.end..PAGE_SIZE] {
+            if rest.is_empty() {
+                continue;
+            }
+            let to = FrameAddr::start_of(page).after(rest.start);
+            match old {
+                Some(old) => {
+                    let from = FrameAddr::start_of(old).after(rest.start);
+                    pool.memory_mut().copy(from, to, rest.len());
+                }
+                None => self.fill(pool, byte_of(number) + rest.start as u64, to, rest.len())?,
+            }
+        }
+        Ok(())
     }
 
     /// Gives the pages back that were reserved for a write.
@@ -208,7 +223,8 @@ impl PageDisk {
     fn close(&mut self, write: &OpenWrite) {
         let pages = pages(write.range);
         if let Some(at) = self.open_writes.iter().position(|open| open.pages == pages) {
-            self.open_writes.swap_remove(at);
+            let closed = self.open_writes.swap_remove(at);
+            self.nr_partial_writes -= usize::from(closed.coverage == Coverage::Partial);
         } else {
             debug_assert!(false, "{} is not open", write.range);
         }
@@ -309,6 +325,7 @@ impl<M: FrameMemory> BlockStore<M> for PageDisk {
             Run::name_frames(Run::join(&mut run, Run::in_page(page, &bytes)), sink);
         }
         Run::name_frames(run, sink);
+        self.nr_partial_writes += usize::from(written.coverage == Coverage::Partial);
         self.open_writes.push(written);
         Ok(write)
     }
