@@ -3,13 +3,14 @@
 use core::ptr;
 use core::time::Duration;
 
-use domain::{Domain, HypercallError, Next, Resources, ShutdownReason};
+use domain::{CopyRoutine, Domain, HypercallError, Next, Resources, ShutdownReason};
 use spin::Once;
 use xen_abi::{EvtchnPort, Gfn, PAGE_SHIFT};
 use xen_pvh_boot::{Boot, StartInfo};
 
 use crate::abi::{HvmParam, SharedInfo, ShutdownCode};
 use crate::console;
+use crate::copy::Routine;
 use crate::end;
 use crate::events::Events;
 use crate::grants::GrantTable;
@@ -26,6 +27,9 @@ xen_pvh_boot::entry!(main);
 
 /// How long the console daemon gets to take the last lines.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
+
+/// Who may say how data is copied, besides CPUID.
+const COMMAND_LINE: &str = "the command line";
 
 /// Kept for good: the command line is read as long as the domain runs.
 static START_INFO: Once<StartInfo> = Once::new();
@@ -144,6 +148,14 @@ fn run(
         Ok(domain) => domain,
         Err(error) => end::refuse(format_args!("{error}")),
     };
+    let (routine, chosen_by) = match domain.copy_routine() {
+        CopyRoutine::Auto => (Routine::of_this_cpu(), "CPUID"),
+        CopyRoutine::U64 => (Routine::U64, COMMAND_LINE),
+        CopyRoutine::Sse => (Routine::Sse, COMMAND_LINE),
+        CopyRoutine::Erms => (Routine::Erms, COMMAND_LINE),
+    };
+    routine.choose();
+    console::line(format_args!("data is copied by {routine}, as {chosen_by} says"));
     console::line(format_args!(
         "{} on Xen {} is ready after {} us: {} KiB of memory, heap of {} KiB",
         env!("CARGO_PKG_VERSION"),

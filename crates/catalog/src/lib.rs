@@ -21,7 +21,7 @@ pub use control::{Ask, Command, ControlRequest, Id};
 pub use definition::{Defined, Definition, ImageFormat, definitions};
 pub use disk_type::{DiskType, Overlay};
 pub use name::Name;
-pub use settings::Settings;
+pub use settings::{CopyRoutine, Settings};
 pub use size::SizeError;
 pub use target::{Access, Handover, Served, Target};
 pub use word::{Error, Expected, Problem};

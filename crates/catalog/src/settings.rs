@@ -11,8 +11,11 @@ const WORDS: Expected = Expected(&[
     "ring-order=",
     "queues=",
     "persistent=",
+    "copy=",
     "disk=",
 ]);
+
+const COPIES: Expected = Expected(&["copy=auto", "copy=u64", "copy=sse", "copy=erms"]);
 
 /// What the command line sets, in words separated by blanks. Its `disk=` words are passed over: they
 /// are [`definitions`](crate::definitions).
@@ -35,6 +38,21 @@ pub struct Settings {
     /// uses the same ones again and again (`feature-persistent`). With 0 all data is copied by the
     /// hypervisor.
     pub max_persistent: u16,
+    /// `copy=`: how data is copied.
+    pub copy: CopyRoutine,
+}
+
+/// What copies data between a disk's pages and mapped pages of a frontend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CopyRoutine {
+    /// `copy=auto`: what CPUID says is best.
+    Auto,
+    /// `copy=u64`: words of 64 bits.
+    U64,
+    /// `copy=sse`: registers of 128 bits.
+    Sse,
+    /// `copy=erms`: one string instruction.
+    Erms,
 }
 
 impl Default for Settings {
@@ -46,6 +64,7 @@ impl Default for Settings {
             max_ring_order: 5,
             max_queues: 4,
             max_persistent: 1056,
+            copy: CopyRoutine::Auto,
         }
     }
 }
@@ -77,6 +96,15 @@ impl Settings {
             "ring-order=" => self.max_ring_order = number(value, 0, 5)?,
             "queues=" => self.max_queues = number(value, 1, 16)?,
             "persistent=" => self.max_persistent = number(value, 0, u16::MAX)?,
+            "copy=" => {
+                self.copy = match value {
+                    "auto" => CopyRoutine::Auto,
+                    "u64" => CopyRoutine::U64,
+                    "sse" => CopyRoutine::Sse,
+                    "erms" => CopyRoutine::Erms,
+                    _ => return Err(Problem::Value(COPIES)),
+                };
+            }
             // The definitions of disks, and the kernel's own word.
             "disk=" | "selftest=" => {}
             _ => return Err(Problem::UnknownOption(WORDS)),
@@ -88,7 +116,7 @@ impl Settings {
 #[cfg(test)]
 mod tests {
     extern crate std;
-    use super::{Settings, WORDS};
+    use super::{COPIES, CopyRoutine, Settings, WORDS};
     use crate::{Error, Problem};
     use core::time::Duration;
     use std::vec::Vec;
@@ -115,13 +143,22 @@ mod tests {
         assert_eq!(settings.max_persistent, 65535);
         assert_eq!(settings.drain, Duration::from_hours(1));
         assert_eq!(errors, []);
+        assert_eq!(settings.copy, CopyRoutine::Auto);
+        for (text, copy) in [
+            ("copy=u64", CopyRoutine::U64),
+            ("copy=sse", CopyRoutine::Sse),
+            ("copy=erms", CopyRoutine::Erms),
+            ("copy=sse copy=auto", CopyRoutine::Auto),
+        ] {
+            assert_eq!(parse(text), (Settings { copy, ..Settings::default() }, Vec::new()));
+        }
     }
 
     #[test]
     fn a_bad_word_is_reported_and_changes_nothing() {
         let (settings, errors) = parse(
             "settle-ms=10001 indirect=-1 indirect= loglevel=9 settle-ms=5 ring-order=6 queues=0 \
-             persistent=65536 drain-s=3601",
+             persistent=65536 drain-s=3601 copy=avx",
         );
         assert_eq!(settings, Settings { settle: Duration::from_millis(5), ..Settings::default() });
         let segments = Problem::Number { min: 0, max: 4096 };
@@ -136,6 +173,7 @@ mod tests {
                 Problem::Number { min: 1, max: 16 }.of("queues=0"),
                 Problem::Number { min: 0, max: 65535 }.of("persistent=65536"),
                 Problem::Number { min: 0, max: 3600 }.of("drain-s=3601"),
+                Problem::Value(COPIES).of("copy=avx"),
             ]
         );
     }

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use blkback::{Engine, Event, Media, Offer};
 use blkif::{FinalCheck, MaxIndirectSegments, RingOrder};
-use catalog::Settings;
+use catalog::{CopyRoutine, Settings};
 use store::{Disk, Images, PagePool, PoolError, Progress, Steps};
 use xen_abi::{DomId, EvtchnPort, Gfn, Instant};
 use xenstore::{Client, Notify};
@@ -158,6 +158,12 @@ impl<P: Platform> Domain<P> {
         domain.define(platform, modules, command_line);
         domain.subscribe(platform);
         Ok(domain)
+    }
+
+    /// What the command line says that data is to be copied by (`copy=`).
+    #[must_use]
+    pub const fn copy_routine(&self) -> CopyRoutine {
+        self.settings.copy
     }
 
     /// Does what is at hand, but no more than a bounded amount of it.

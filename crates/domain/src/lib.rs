@@ -30,5 +30,6 @@ mod text;
 mod vbd;
 mod vbds;
 
+pub use catalog::CopyRoutine;
 pub use domain::{Domain, StartError};
 pub use platform::{HypercallError, Next, Platform, Resources, ShutdownReason};

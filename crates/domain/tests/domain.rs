@@ -399,7 +399,7 @@ fn words_of_the_command_line_are_obeyed_or_named() {
     assert!(
         said.contains(
             &"command line: `frobnicate`: unknown option, expected settle-ms=, drain-s=, indirect=, \
-              ring-order=, queues=, persistent= or disk="
+              ring-order=, queues=, persistent=, copy= or disk="
                 .into()
         ),
         "{said:?}"
