@@ -182,6 +182,13 @@ impl<M: FrameMemory> PagePool<M> {
     /// # Errors
     /// [`StoreError::NoMemory`].
     pub fn take(&mut self, want: Want) -> Result<Gfn, StoreError> {
+        let index = self.take_free(want)?;
+        self.set_word(index, 1);
+        Ok(self.gfn(index))
+    }
+
+    /// Takes a frame, whose word is void.
+    fn take_free(&mut self, want: Want) -> Result<u32, StoreError> {
         let kept_back = match want {
             Want::More => self.nr_reserve,
             Want::Exchange => 0,
@@ -206,8 +213,7 @@ impl<M: FrameMemory> PagePool<M> {
             index
         };
         self.nr_free -= 1;
-        self.set_word(index, 1);
-        Ok(self.gfn(index))
+        Ok(index)
     }
 
     /// Drops a reference to a page. When the last is gone the page is free, but not before the
@@ -265,15 +271,22 @@ impl<M: FrameMemory> PagePool<M> {
         self.set_word(index, word | ERASE);
     }
 
-    /// Makes a page, fresh from [`take`](Self::take), the one that comes after `after` in a list
-    /// of reserved pages, and ends the list there.
-    pub(crate) fn link_reserved(&mut self, after: Option<Gfn>, page: Gfn) {
-        let index = self.index(page);
+    /// Takes a page as [`take`](Self::take) does, but to end a list of reserved pages, after
+    /// `after`.
+    ///
+    /// # Errors
+    /// [`StoreError::NoMemory`].
+    pub(crate) fn take_reserved(
+        &mut self,
+        want: Want,
+        after: Option<Gfn>,
+    ) -> Result<Gfn, StoreError> {
+        let index = self.take_free(want)?;
         self.set_word(index, NIL);
         if let Some(after) = after {
-            let after = self.index(after);
-            self.set_word(after, index);
+            self.set_word(self.index(after), index);
         }
+        Ok(self.gfn(index))
     }
 
     /// Takes the first page off a list of reserved pages and gives the rest of the list. The page

@@ -149,11 +149,13 @@ impl PageDisk {
             && nr_all < self.cap_pages + self.table.nr_nodes_for(self.cap_pages)
     }
 
-    /// Adds a page that is to replace the one at `number` to what a write has reserved.
+    /// Adds a page that is to replace the one at `number` to what a write has reserved, after the
+    /// one that was added last.
     fn reserve<M: FrameMemory>(
         &mut self,
         pool: &mut PagePool<M>,
         write: &mut OpenWrite,
+        last: Option<Gfn>,
         leaf: &mut Option<Leaf>,
         number: u64,
         bytes: &Range<usize>,
@@ -167,16 +169,15 @@ impl PageDisk {
         if owned.is_none() {
             *leaf = Some(self.table.own_leaf(pool, number)?);
         }
-        let page = pool.take(match old {
+        let want = match old {
             // It goes back to the pool when the write is committed.
-            Some(old) if !pool.is_shared(old) => Want::Exchange,
+            Some(old) if !self.is_shared() || !pool.is_shared(old) => Want::Exchange,
             _ => Want::More,
-        })?;
-        if bytes.len() < PAGE_SIZE
-            && let Err(error) = self.fill_rest(pool, old, page, number, bytes)
-        {
-            pool.release(page);
-            return Err(error);
+        };
+        let page = pool.take_reserved(want, last)?;
+        write.reserved.get_or_insert(page);
+        if bytes.len() < PAGE_SIZE {
+            self.fill_rest(pool, old, page, number, bytes)?;
         }
         if old.is_none() {
             self.nr_coming += 1;
@@ -312,15 +313,13 @@ impl<M: FrameMemory> BlockStore<M> for PageDisk {
         let (mut leaf, mut last, mut run) = (None, None, None);
         for number in pages(range) {
             let bytes = bytes_in_page(range, number);
-            let page = match self.reserve(pool, &mut write, &mut leaf, number, &bytes) {
+            let page = match self.reserve(pool, &mut write, last, &mut leaf, number, &bytes) {
                 Ok(page) => page,
                 Err(error) => {
                     self.give_back(pool, &write);
                     return Err(error);
                 }
             };
-            pool.link_reserved(last, page);
-            write.reserved.get_or_insert(page);
             last = Some(page);
             Run::name_frames(Run::join(&mut run, Run::in_page(page, &bytes)), sink);
         }
