@@ -218,13 +218,15 @@ impl Engine {
             && unpacked_bytes < MAX_UNPACKED_BYTES
             && self.descriptors.has_room()
         {
-            let request = match queue.ring.consume() {
+            let consumed = queue.ring.consume();
+            // Not moved: it has room for all segments that a request can have.
+            let request = match &consumed {
                 None => break,
+                Some(Ok(request)) => request,
                 Some(Err(malformed)) => {
-                    self.round.push(Entry::malformed(&malformed));
+                    self.round.push(Entry::malformed(malformed));
                     continue;
                 }
-                Some(Ok(request)) => request,
             };
             let (id, operation) = (request.id, request.operation());
             if let Some(unit_bytes) = unpack_unit_bytes {

@@ -362,9 +362,7 @@ fn parse_transfer(
     let claimed = slot.u8_at(NR_SEGMENTS);
     #[expect(clippy::cast_possible_truncation, reason = "11")]
     check_nr_segments(u16::from(claimed), min, MAX_SEGMENTS as u16)?;
-    let segment = |n| Segment::parse(slot.get(layout.segments + Segment::LEN_BYTES * n));
-    let segments = Segments::from_fn(claimed, segment);
-    Ok(Transfer { sector, segments })
+    Ok(Transfer { sector, segments: Segments::parse(&slot.0[layout.segments..], claimed) })
 }
 
 fn parse_indirect(

@@ -138,11 +138,12 @@ impl Segments {
         Some(all)
     }
 
-    // `nr` is at most 11.
-    pub(crate) fn from_fn(nr: u8, segment: impl Fn(usize) -> Segment) -> Self {
+    // `nr` is at most 11, and `bytes` are as many segments.
+    pub(crate) fn parse(bytes: &[u8], nr: u8) -> Self {
         let mut all = Self { nr, ..Self::EMPTY };
-        for (n, entry) in all.list[..usize::from(nr)].iter_mut().enumerate() {
-            *entry = segment(n);
+        let (segments, _) = bytes.as_chunks();
+        for (entry, bytes) in all.list.iter_mut().zip(&segments[..usize::from(nr)]) {
+            *entry = Segment::parse(*bytes);
         }
         all
     }
