@@ -56,6 +56,7 @@ impl Frames {
     }
 
     /// The address of the word at `at`.
+    #[inline]
     fn word(&self, at: FrameAddr) -> *mut u32 {
         // One that is aligned ends in the frame that it begins in.
         let is_in_frame = usize::from(at.offset) < PAGE_SIZE && at.offset.is_multiple_of(4);

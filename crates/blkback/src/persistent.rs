@@ -86,6 +86,7 @@ impl<M> Persistent<M> {
 
     /// Finds the page of a grant, and keeps it for this round; what is not there is mapped by the
     /// next [`map_missing`](Self::map_missing), unless there is no memory to remember it until then.
+    #[inline]
     pub(crate) fn want(&mut self, gref: GrantRef) -> Option<Place> {
         let place = self.find(gref);
         if place.is_none() && self.missing.try_reserve(1).is_ok() {
@@ -206,6 +207,7 @@ impl<M> Persistent<M> {
         evicted
     }
 
+    #[inline]
     fn unlink(&mut self, at: u32) {
         let Slot { newer, older, .. } = self.slots[at as usize];
         match self.slots.get_mut(newer as usize) {
@@ -218,6 +220,7 @@ impl<M> Persistent<M> {
         }
     }
 
+    #[inline]
     fn link_newest(&mut self, at: u32) {
         let second = self.newest;
         self.slots[at as usize].older = second;

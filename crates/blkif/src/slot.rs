@@ -13,6 +13,7 @@ impl Slot {
     /// All zeroes.
     pub const ZERO: Self = Self([0; Self::LEN_BYTES]);
 
+    #[inline]
     pub(crate) fn get<const N: usize>(&self, at: usize) -> [u8; N] {
         let mut bytes = [0; N];
         bytes.copy_from_slice(&self.0[at..at + N]);

@@ -188,6 +188,7 @@ impl<M: FrameMemory> PagePool<M> {
     }
 
     /// Takes a frame, whose word is void.
+    #[inline]
     fn take_free(&mut self, want: Want) -> Result<u32, StoreError> {
         let kept_back = match want {
             Want::More => self.nr_reserve,
@@ -276,6 +277,7 @@ impl<M: FrameMemory> PagePool<M> {
     ///
     /// # Errors
     /// [`StoreError::NoMemory`].
+    #[inline]
     pub(crate) fn take_reserved(
         &mut self,
         want: Want,
@@ -291,6 +293,7 @@ impl<M: FrameMemory> PagePool<M> {
 
     /// Takes the first page off a list of reserved pages and gives the rest of the list. The page
     /// is then referred to once.
+    #[inline]
     pub(crate) fn unlink_reserved(&mut self, page: Gfn) -> Option<Gfn> {
         let next = self.next_reserved(page);
         self.set_word(self.index(page), 1);
@@ -338,6 +341,7 @@ impl<M: FrameMemory> PagePool<M> {
 
     /// Ends a read.
     #[expect(clippy::needless_pass_by_value, reason = "a read is ended once")]
+    #[inline]
     pub fn end_read(&mut self, read: OpenRead) {
         let OpenRead { _private: () } = read;
         debug_assert!(self.nr_reads > 0, "more reads ended than begun");
@@ -396,10 +400,12 @@ impl<M: FrameMemory> PagePool<M> {
         FrameAddr { gfn: Gfn(self.table.0 + index / WORDS_PER_FRAME), offset }
     }
 
+    #[inline]
     fn word(&self, index: u32) -> u32 {
         self.memory.load_u32(self.word_at(index))
     }
 
+    #[inline]
     fn set_word(&mut self, index: u32, value: u32) {
         let at = self.word_at(index);
         self.memory.store_u32(at, value);

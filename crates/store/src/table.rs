@@ -106,6 +106,7 @@ impl PageTable {
     }
 
     /// Where to look for the page at `number`.
+    #[inline]
     pub(crate) fn leaf<M: FrameMemory>(&self, pool: &PagePool<M>, number: u64) -> Leaf {
         let mut node = self.root;
         let mut nr_missing = u64::from(node.is_none());
@@ -158,6 +159,7 @@ impl PageTable {
 
     /// Puts a page at `number` into its leaf, which was made by [`own_leaf`](Self::own_leaf), and
     /// gives the one that was there.
+    #[inline]
     pub(crate) fn replace<M: FrameMemory>(
         &mut self,
         pool: &mut PagePool<M>,
@@ -464,6 +466,7 @@ fn release<M: FrameMemory>(pool: &mut PagePool<M>, page: Gfn, discard: Discard) 
 }
 
 /// Where the entry for page `number` is, in a node `level` levels above the lowest.
+#[inline]
 fn entry(node: Gfn, level: u32, number: u64) -> FrameAddr {
     let index = (number >> (level * FANOUT_SHIFT) & (FANOUT - 1)) as u16;
     FrameAddr { gfn: node, offset: index * ENTRY_BYTES }

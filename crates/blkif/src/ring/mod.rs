@@ -98,10 +98,12 @@ impl<M: SharedMemory> Sring<M> {
     }
 
     /// Copies the first bytes of a slot out, each byte fetched once.
+    #[inline]
     fn read_slot(&self, index: Idx, into: &mut [u8]) {
         self.memory.read(self.slot_offset(index), into);
     }
 
+    #[inline]
     fn write_slot(&self, index: Idx, from: &[u8]) {
         self.memory.write(self.slot_offset(index), from);
     }

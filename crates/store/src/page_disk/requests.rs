@@ -78,6 +78,7 @@ impl PageDisk {
         run.map_or(Ok(()), |run| self.name_run(pool, run, sink))
     }
 
+    #[inline]
     fn name_run<M: FrameMemory>(
         &self,
         pool: &mut PagePool<M>,
@@ -151,6 +152,7 @@ impl PageDisk {
 
     /// Adds a page that is to replace the one at `number` to what a write has reserved, after the
     /// one that was added last.
+    #[inline]
     fn reserve<M: FrameMemory>(
         &mut self,
         pool: &mut PagePool<M>,
@@ -221,6 +223,7 @@ impl PageDisk {
         }
     }
 
+    #[inline]
     fn close(&mut self, write: &OpenWrite) {
         let pages = pages(write.range);
         if let Some(at) = self.open_writes.iter().position(|open| open.pages == pages) {
@@ -382,6 +385,7 @@ impl<M: FrameMemory> BlockStore<M> for PageDisk {
 }
 
 /// The numbers of the pages that a range touches.
+#[inline]
 const fn pages(range: SectorRange) -> Range<u64> {
     range.first() / SECTORS_PER_PAGE..range.end().div_ceil(SECTORS_PER_PAGE)
 }
@@ -392,6 +396,7 @@ const fn byte_of(number: u64) -> u64 {
 }
 
 /// The bytes of the page at `number`, one of its [`pages`], that a range covers.
+#[inline]
 fn bytes_in_page(range: SectorRange, number: u64) -> Range<usize> {
     let first = number * SECTORS_PER_PAGE;
     let start = range.first().max(first) - first;

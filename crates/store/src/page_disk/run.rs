@@ -24,6 +24,7 @@ impl Run {
 
     /// Lets `run` take in the part of the disk that comes after it. Where that is elsewhere, it
     /// becomes the run, and the one so far is given.
+    #[inline]
     pub(super) fn join(run: &mut Option<Self>, part: Self) -> Option<Self> {
         match (run.as_mut(), part) {
             (Some(Self::Frames { at, len_bytes }), Self::Frames { at: next, len_bytes: more })
