@@ -32,7 +32,7 @@ class Report:
             case "note":
                 self.say(f"    {event['text']}")
             case "figure":
-                text = f"{event['name']}: {event['value']:g} {event['unit']}"
+                text = f"{event['name']}: {event['value']:.10g} {event['unit']}"
                 self.figures.append((self._running, text))
                 self.say(f"    {text}")
             case "pass":

@@ -43,7 +43,7 @@ def chaos(lab: Lab):
         ledger.check(granary)
         lab.note(f"round {number}: everything is as before, after {(_wall_seconds() - start) / 60:.1f} minutes")
     for what, times in sorted(stage.done.items()):
-        lab.figure(what, times, "times")
+        lab.figure(what, times, "")
     lab.figure("the soak", (_wall_seconds() - start) / 60, "minutes")
     lab.figure("rounds after which nothing was left", number, "rounds")
     expect("how often Granary began", len(granary.console.matching(r"ready after")), 1)

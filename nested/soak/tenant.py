@@ -1,5 +1,6 @@
 """Guests: each life of a tenant is a Linux guest that works on its disks until it comes to its end."""
 
+import json
 from pathlib import Path
 
 from ..dom0 import disks
@@ -92,9 +93,13 @@ class Tenant(Actor):
         The seed is always the same, so what the guests before this one left is checked, too: each
         block is one whole write of one of them, wherever they were interrupted.
         """
-        self.stage.count("checked requests", nr_requests)
         depth = self.random.choice([1, 4, 16])
         return guest.start_io(f"verify --device /dev/xvdb --seed 1 --depth {depth} --count {nr_requests}")
+
+    def _finish(self, load: Command) -> None:
+        """Waits for a load, all of which was right, and counts it."""
+        measured = json.loads(load.wait(PATIENCE))
+        self.stage.count("checked requests", measured["reads"]["count"] + measured["writes"]["count"])
 
     def _scratch(self, guest: Guest) -> None:
         """Another disk comes, is used beside the first, and goes."""
@@ -104,7 +109,7 @@ class Tenant(Actor):
         guest.attach(self._disk("xvdc", target))
         guest.start_verify("/dev/xvdc", SCRATCH_MIB).wait(PATIENCE)
         guest.detach("xvdc")
-        load.wait(PATIENCE)
+        self._finish(load)
 
     def _forced(self, guest: Guest) -> None:
         """A disk is taken away while it is written to."""
@@ -123,13 +128,13 @@ class Tenant(Actor):
         xl("restore", str(file)).expect(0)
         file.unlink()
         guest.follow()
-        load.wait(PATIENCE)
+        self._finish(load)
 
     def _migrated(self, guest: Guest) -> None:
         self.does("migrate")
         load = self._load(guest, 3000)
         guest.migrate().expect(0)
-        load.wait(PATIENCE)
+        self._finish(load)
 
     def _rebooted(self, guest: Guest) -> None:
         self.does("reboot")
