@@ -42,7 +42,7 @@ def linux_as_pv(lab: Lab):
     guest.shutdown()
 
 
-@scenario(limit=120)
+@scenario(limit=120, group="all")
 def linux_of_another_release(lab: Lab):
     """The Linux of another Debian release keeps a file system on its disk, and a second comes and goes."""
     guest = Guest.create_of_other_release("other-linux", disks.ram("xvda", "48M"))
@@ -104,7 +104,7 @@ def grub_as_pv(lab: Lab):
     expect("who connected", boots_from_its_disk(as_pv), ["the guest", "the guest"])
 
 
-@scenario(limit=300)
+@scenario(limit=300, group="all")
 def pygrub(lab: Lab):
     """libxl attaches a disk to dom0 for pygrub, and then the same one, which may be written, to the guest."""
     expect("who connected", boots_from_its_disk(Guest.create_by_pygrub), ["dom0", "the guest"])

@@ -67,7 +67,7 @@ def migrate_with_handover(lab: Lab):
     _say_lines(lab, mark)
 
 
-@scenario(limit=300)
+@scenario(limit=300, group="all")
 def migrate_without_handover(lab: Lab):
     """Without `handover` a migration within the host fails, and the guest goes on where it was."""
     guest, written, work = _at_work(lab, "staying", "kept")

@@ -37,7 +37,7 @@ def reboot(lab: Lab):
     lab.granary.control("remove", "kept").expect(0)
 
 
-@scenario(limit=240)
+@scenario(limit=240, group="all")
 def crash(lab: Lab):
     """A guest that crashes is made anew, or goes; nothing of the one that crashed stays."""
     granary = lab.granary

@@ -21,7 +21,7 @@ MAX_OWN_NODES = 14
 MAX_EXTRA_DISKS = 16
 
 
-@scenario(limit=180)
+@scenario(limit=180, group="all")
 def two_granary_disks_beside_blkback(lab: Lab):
     """One guest uses two Granary disks and one of dom0's blkback at the same time."""
     run("truncate", "-s", "32M", "/tmp/beside.img").expect(0)
@@ -35,7 +35,7 @@ def two_granary_disks_beside_blkback(lab: Lab):
         guest.detach(disk.vdev)
 
 
-@scenario(limit=180)
+@scenario(limit=180, group="all")
 def two_guests_at_once(lab: Lab):
     """Two guests write and read a disk each at the same time; neither sees the other's data."""
     guests = [lab.guest("one"), lab.guest("two")]

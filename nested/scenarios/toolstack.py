@@ -209,7 +209,7 @@ def xenstored_slow(lab: Lab):
     guest.detach("xvdb")
 
 
-@scenario(limit=180)
+@scenario(limit=180, group="all")
 def xenstored_updated(lab: Lab):
     """A live update of xenstored under I/O: disks work on, attach and detach too."""
     guest = lab.guest()
