@@ -271,8 +271,16 @@ class Guest(Domain):
     def attach(self, disk: disks.Disk) -> float:
         """`xl block-attach`, until the guest can use the disk; the seconds xl took."""
         seconds = self.try_attach(disk).expect(0).seconds
-        self.sh(f"until [ -s /sys/block/{disk.vdev}/size ] && [ $(cat /sys/block/{disk.vdev}/size) != 0 ]; do usleep 20000; done", limit=60)
+        self.wait_disk(disk.vdev)
         return seconds
+
+    def wait_disk(self, vdev: str) -> None:
+        """Waits until it can use a disk that was attached.
+
+        Who writes before that makes a file of that name, which takes all that is written from then on.
+        """
+        found = f"[ -b /dev/{vdev} ] && [ $(cat /sys/block/{vdev}/size) != 0 ]"
+        self.sh(f"until {found}; do [ ! -f /dev/{vdev} ] || exit 1; usleep 20000; done", limit=60)
 
     def detach(self, vdev: str) -> float:
         """`xl block-detach`; the seconds it took."""
@@ -335,6 +343,7 @@ class Work:
 
 # Large writes: a small one makes Linux read the rest of its page first.
 _FILL = """
+case {path} in /dev/*) [ -b {path} ] || exit 1 ;; esac
 noise=/tmp/noise.$$
 dd if=/dev/urandom of=$noise bs=1M count={mib} 2> /dev/null &&
 dd if=$noise of={path} bs=1M conv=fsync 2> /dev/null &&

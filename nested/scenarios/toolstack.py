@@ -158,6 +158,7 @@ def directories_present_at_boot(lab: Lab):
     for running in attached:
         running.wait().expect(0)
     for vdev in vdevs:
+        guest.wait_disk(vdev)
         guest.verify(f"/dev/{vdev}", 8)
     lab.note(f"states of the half-written ones: {', '.join(str(half.state()) for half in (empty, no_params, no_frontend))}")
     expect("the state of one without params", no_params.state(), "1")
