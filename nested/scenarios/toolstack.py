@@ -205,6 +205,7 @@ def xenstored_slow(lab: Lab):
         expect("it began before xenstored stopped, and ended", before, False)
     verify.wait()
     attach.wait().expect(0)
+    guest.wait_disk("xvdc")
     guest.verify("/dev/xvdc", 8)
     guest.detach("xvdc")
     guest.detach("xvdb")
