@@ -26,8 +26,17 @@ impl<P: Platform> Domain<P> {
     /// Reads what the toolstack wants, and opens the disk.
     pub(crate) fn identify(&mut self, platform: &mut P, key: VbdKey, inquiry: &Inquiry) {
         let Some(vbd) = self.vbds.get_mut(&key) else { return };
-        let [state, online, frontend, frontend_id, params, mode, ..] = inquiry.first::<9>();
-        let [.., device_type, removable, discard_enable] = inquiry.first::<9>();
+        let [
+            state,
+            online,
+            frontend,
+            frontend_id,
+            params,
+            mode,
+            device_type,
+            removable,
+            discard_enable,
+        ] = inquiry.first();
         if state.is_none() && frontend.is_none() {
             vbd.handle(Event::Vanished);
             return;
