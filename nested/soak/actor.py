@@ -35,7 +35,7 @@ class Stage:
 
         def obeyed() -> bool:
             outcome = self.granary.control(*words)
-            if outcome.rc == REFUSED and any(words in outcome.output for words in BUSY):
+            if outcome.rc == REFUSED and any(busy in outcome.output for busy in BUSY):
                 return False
             outcome.expect(0)
             return True
