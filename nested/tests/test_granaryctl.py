@@ -263,6 +263,11 @@ class Answers(GranaryctlTest):
         self.assertEqual(self.ctl("create", "d", "ram,size=1G"), (0, "", ""))
         self.assertEqual(self.domain.ran, ["create d ram,size=1G"])
 
+    def test_a_transaction_that_saw_things_of_two_moments_is_tried_again(self):
+        self.store.torn = 3
+        self.assertEqual(self.ctl("create", "d", "ram,size=1G"), (0, "", ""))
+        self.assertEqual(self.domain.ran, ["create d ram,size=1G"])
+
     def test_a_repeated_id_gets_the_stored_answer(self):
         with granaryctl.Xenstore(granaryctl.Deadline(20)) as store:
             control = granaryctl.Control(store, 5)

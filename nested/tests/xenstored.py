@@ -2,6 +2,7 @@
 
 import contextlib
 import enum
+import errno
 import socketserver
 import struct
 import tempfile
@@ -31,6 +32,8 @@ class Xenstored:
         self.changed: Callable[[], None] = lambda: None
         # Commits to fail with EAGAIN before one succeeds.
         self.conflicts = 0
+        # Writes in a transaction to fail with EIO before one succeeds.
+        self.torn = 0
         # Transactions that wrote nothing: clients that found the domain busy.
         self.nr_idle_transactions = 0
         self._transactions: dict[int, tuple[dict[str, bytes], dict[str, bytes]]] = {}
@@ -81,6 +84,8 @@ class Xenstored:
                 return Kind.ERROR, b"ENOENT\0"
             except BlockingIOError:
                 return Kind.ERROR, b"EAGAIN\0"
+            except OSError as error:
+                return Kind.ERROR, errno.errorcode[error.errno].encode() + b"\0"
 
     def _answer(self, kind: int, tx: int, payload: bytes) -> bytes:
         path, _, value = payload.partition(b"\0")
@@ -108,6 +113,9 @@ class Xenstored:
                     self.changed()
                 return b"OK\0"
             case Kind.WRITE:
+                if tx and self.torn:
+                    self.torn -= 1
+                    raise OSError(errno.EIO, "torn")
                 nodes[path.decode()] = value
                 if not tx:
                     self.changed()
