@@ -32,22 +32,22 @@ def make(out: Path, bootable: Path, mke2fs: list[str]) -> None:
         for name, options in FORMATS.items():
             _run("qemu-img", "convert", "-f", "raw", *options, str(raw), str(folder / name))
         with raw.open("rb") as file:
-            (folder / "gold.sha256").write_text(hashlib.file_digest(file, "sha256").hexdigest())
+            (folder / "gold.md5").write_text(hashlib.file_digest(file, "md5").hexdigest())
         _file_system(folder / "boot.raw", BOOT_MIB, bootable, mke2fs)
-        members = ["gold.raw", "gold.sha256", *FORMATS, "boot.raw"]
+        members = ["gold.raw", "gold.md5", *FORMATS, "boot.raw"]
         _run("tar", "--create", "--sparse", "--file", str(out), "--directory", str(folder), *members)
 
 
 def _files(folder: Path) -> Path:
-    """Files with noise, the same each time, and a list of their checksums for `sha256sum -c`."""
+    """Files with noise, the same each time, and a list of their checksums for `md5sum -c`."""
     noise = random.Random("gold")
     folder.mkdir()
     sums = ""
     for number in range(NR_FILES):
         data = noise.randbytes(noise.randrange(1, MAX_FILE_BYTES))
         (folder / f"{number:02}").write_bytes(data)
-        sums += f"{hashlib.sha256(data).hexdigest()}  {number:02}\n"
-    (folder / "SHA256SUMS").write_text(sums)
+        sums += f"{hashlib.md5(data).hexdigest()}  {number:02}\n"
+    (folder / "MD5SUMS").write_text(sums)
     return folder
 
 
