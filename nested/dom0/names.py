@@ -32,6 +32,12 @@ GRANARY_IMAGE = LAB / "granary"
 GUEST_CONFIG = LAB / "images" / "guest.cfg"
 GUEST_KERNEL = LAB / "guest" / "vmlinux"
 GUEST_INITRAMFS = LAB / "guest" / "initramfs"
+DRIVER_INITRAMFS = LAB / "guest" / "driver" / "initramfs"
+"""Of a Linux that is a driver domain and nothing else, with GUEST_KERNEL."""
+
+DRIVER_PACKED_BYTES = LAB / "guest" / "driver" / "packed-bytes"
+"""The size of that Linux as distributions ship it, compressed, with its archive."""
+
 OTHER_KERNEL = LAB / "guest" / "other" / "vmlinux"
 OTHER_INITRAMFS = LAB / "guest" / "other" / "initramfs"
 """The Linux of another Debian release than dom0's, and the same guest with its modules."""
@@ -57,6 +63,9 @@ GRANARY_READY = r"^granary: .*ready"
 
 GRANARY_READY_AFTER = r"^granary: .*ready after (\d+) us"
 """The same line; the time is from Granary's first instruction."""
+
+COPIED_BY = r"^granary: data is copied by (\w+)"
+"""Says which routine copies."""
 
 USAGE_NODE = "data/usage"
 """Below a Granary's xenstore home: "free_pages=<n> handles=<n> disks=<n> heap_peak_bytes=<n>", and more."""

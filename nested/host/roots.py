@@ -82,6 +82,8 @@ DOM0_MODULES = [
 GUEST_PROGRAMS = ["mke2fs", "e2fsck", "blkdiscard", "fstrim"]
 # ext4 asks for crc32c by name at run time, which no dependency tells.
 GUEST_MODULES = ["xen-blkfront", "crc32c_generic", "ext4", "loop"]
+# What Granary is compared with: a Linux that has nothing but this.
+DRIVER_MODULES = ["brd", "xen-blkback"]
 
 # Python's library without what no runner uses: a third of its size.
 PYTHON_UNUSED = {
@@ -120,6 +122,11 @@ class Boot:
     @property
     def guest(self) -> Path:
         return self.directory / "guest.cpio"
+
+    @property
+    def driver(self) -> Path:
+        """The archive of a Linux that is a driver domain and nothing else."""
+        return self.directory / "driver.cpio"
 
     @property
     def other_kernel(self) -> Path:
@@ -231,6 +238,8 @@ def _build(root: "_Root", other: "_Root", to: Path) -> None:
     root.compile_python()
     with boot.guest.open("wb") as out:
         root.guest(cpio.Archive(out))
+    with boot.driver.open("wb") as out:
+        root.driver(cpio.Archive(out))
     with boot.other_guest.open("wb") as out:
         out.write(boot.guest.read_bytes())
         other.guest_modules(cpio.Archive(out))
@@ -276,6 +285,9 @@ class _Root:
         self._add_modules(archive, DOM0_MODULES)
         archive.file("lab/guest/vmlinux", boot.kernel.read_bytes())
         archive.file("lab/guest/initramfs", boot.guest.read_bytes())
+        archive.file("lab/guest/driver/initramfs", boot.driver.read_bytes())
+        packed = len(self.bzimage()) + len(gzip.compress(boot.driver.read_bytes()))
+        archive.file("lab/guest/driver/packed-bytes", str(packed).encode())
         archive.file("lab/guest/other/vmlinux", boot.other_kernel.read_bytes())
         archive.file("lab/guest/other/initramfs", boot.other_guest.read_bytes())
         archive.file("lab/guest/grub", (self._tree / GRUB).read_bytes())
@@ -289,10 +301,13 @@ class _Root:
         archive.link("bin/mkfs.ext4", "mke2fs")
         archive.file("etc/mke2fs.conf", (self._tree / "etc/mke2fs.conf").read_bytes())
         self._add_modules(archive, GUEST_MODULES)
-        archive.file("init", (GUEST_SOURCES / "init").read_bytes(), 0o755)
-        # sbin is a link to bin, and a later member replaces an earlier one.
-        for program in ("poweroff", "reboot"):
-            archive.file(f"bin/{program}", (GUEST_SOURCES / program).read_bytes(), 0o755)
+        self._add_init(archive)
+        archive.close()
+
+    def driver(self, archive: cpio.Archive) -> None:
+        self._base(archive, {})
+        self._add_modules(archive, DRIVER_MODULES)
+        self._add_init(archive)
         archive.close()
 
     def guest_modules(self, archive: cpio.Archive) -> None:
@@ -345,6 +360,13 @@ class _Root:
             directory = "lib64" if name == LOADER else "lib/x86_64-linux-gnu"
             archive.file(f"{directory}/{name}", library.read_bytes(), 0o755)
             pending += elf.needed(library)
+
+    def _add_init(self, archive: cpio.Archive | cpio.Folder) -> None:
+        """nested/guest, as the archive's first process."""
+        archive.file("init", (GUEST_SOURCES / "init").read_bytes(), 0o755)
+        # sbin is a link to bin, and a later member replaces an earlier one.
+        for program in ("poweroff", "reboot"):
+            archive.file(f"bin/{program}", (GUEST_SOURCES / program).read_bytes(), 0o755)
 
     def _add_pygrub(self, archive: cpio.Archive) -> None:
         """pygrub, where libxl looks for it, with the libraries that it looks for from there."""
