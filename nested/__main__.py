@@ -1,17 +1,12 @@
 """The lab's command line: `python3 -m nested --help`."""
 
 import argparse
-import os
-import signal
 import sys
 from fnmatch import fnmatch
 
 from .dom0.scenario import Scenario, known
-from .host import qemu, roots
-from .host.report import Report
-from .host.session import GRANARY_IMAGE, Job, boot_and_run
-
-_SUITES = ", ".join(sorted(roots.SUITES))
+from .host import machine_arguments, qemu, roots
+from .host.session import Job, run
 
 
 def main() -> int:
@@ -24,28 +19,10 @@ def main() -> int:
     if not chosen and not options.shell:
         print(f"no scenario matches {' '.join(options.only)}", file=sys.stderr)
         return 2
-    report = Report()
-    if not GRANARY_IMAGE.exists():
-        report.say(f"{GRANARY_IMAGE.relative_to(roots.REPOSITORY)} does not exist; scripts/build makes it")
-    # A terminated run must not leave its QEMU behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    # The archives and the logs belong to whoever holds the lock, as the machine does.
-    with qemu.exclusive(report.say):
-        report = _run(options, chosen, report)
+    job = Job([scenario.name for scenario in chosen], qemu.Machine(options.memory, options.clock), options.shell, dict(options.set))
+    report = run(job, roots.SUITES[options.suite])
     report.summary()
     return 1 if report.failed else 0
-
-
-def _run(options: argparse.Namespace, chosen: list[Scenario], report: Report) -> Report:
-    """Boots, and once more if the emulator failed; the report of the boot that counts."""
-    boot = roots.boot_files(roots.SUITES[options.suite], report.say)
-    job = Job([scenario.name for scenario in chosen], qemu.Machine(options.memory, options.clock), options.shell, dict(options.set))
-    if fault := boot_and_run(job, boot, report):
-        report.say(f"THE EMULATOR FAILED: {fault}. Trying the whole boot once more.")
-        report = Report(start=report.start)
-        if fault := boot_and_run(job, boot, report):
-            report.fail("lab", f"the emulator failed twice: {fault}")
-    return report
 
 
 def _arguments() -> argparse.Namespace:
@@ -54,15 +31,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--all", action="store_true", help="also the scenarios of the group 'all'")
     parser.add_argument("--list", action="store_true", help="list the scenarios and end")
     parser.add_argument("--shell", action="store_true", help="leave a shell on dom0's console at the end (ends with Ctrl-A x)")
-    parser.add_argument("--suite", default=os.environ.get("XEN_SUITE", "bookworm"), help=f"the Debian release that Xen and dom0 come from: {_SUITES} (default: XEN_SUITE, or bookworm)")
-    parser.add_argument("--memory", type=int, default=qemu.Machine.memory_mib, metavar="MIB", help="the emulated machine's memory (default: %(default)s)")
-    parser.add_argument("--clock", choices=sorted(qemu.CLOCKS), default=qemu.Machine.clock, help="what its clock counts (default: %(default)s)")
+    machine_arguments.add(parser)
     parser.add_argument("--set", action="append", default=[], type=_setting, metavar="NAME=VALUE", help="what a scenario can be told, as its docstring has it")
-    options = parser.parse_args()
-    # Not by argparse's choices, which do not look at a default.
-    if options.suite not in roots.SUITES:
-        parser.error(f"no suite is called {options.suite!r} (--suite or XEN_SUITE): there are {_SUITES}")
-    return options
+    return machine_arguments.parse(parser)
 
 
 def _setting(text: str) -> tuple[str, str]:

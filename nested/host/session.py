@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 from . import cpio, qemu, tools
 from .faults import emulator_fault
 from .report import Report
-from .roots import CACHE, REPOSITORY, Boot
+from .roots import CACHE, REPOSITORY, Boot, Suite, boot_files
 
 LOGS = CACHE / "logs"
 GRANARY_IMAGE = REPOSITORY / "target" / "granary"
@@ -32,7 +34,25 @@ class Job:
     settings: dict[str, str]
 
 
-def boot_and_run(job: Job, boot: Boot, report: Report) -> str | None:
+def run(job: Job, suite: Suite) -> Report:
+    """Boots once no other QEMU runs, and once more if the emulator failed; the report of the boot that counts."""
+    report = Report()
+    if not GRANARY_IMAGE.exists():
+        report.say(f"{GRANARY_IMAGE.relative_to(REPOSITORY)} does not exist; scripts/build makes it")
+    # A terminated run must not leave its QEMU behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # The archives and the logs belong to whoever holds the lock, as the machine does.
+    with qemu.exclusive(report.say):
+        boot = boot_files(suite, report.say)
+        if fault := _boot_and_run(job, boot, report):
+            report.say(f"THE EMULATOR FAILED: {fault}. Trying the whole boot once more.")
+            report = Report(start=report.start)
+            if fault := _boot_and_run(job, boot, report):
+                report.fail("lab", f"the emulator failed twice: {fault}")
+    return report
+
+
+def _boot_and_run(job: Job, boot: Boot, report: Report) -> str | None:
     """Boots the lab, runs the scenarios, and leaves their verdicts in `report`. The lock must be held.
 
     Returns the emulator's fault if that ended the run, which is no verdict on anything.
