@@ -2,9 +2,13 @@
 
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
+
+GRANARY = "Granary"
+"""How facts call it; in samples the copy routine follows."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,12 @@ class Sample:
     """cases.Case.name"""
     figures: dict[str, float]
     """By the names of `results.FIGURES`; what could not be measured is not in it."""
+
+    def figure(self, name: str) -> float | None:
+        """One of `figures`, or of `results.DERIVED`."""
+        if name == "protocol_instructions" and {"instructions", "copy_instructions"} <= self.figures.keys():
+            return self.figures["instructions"] - self.figures["copy_instructions"]
+        return self.figures.get(name)
 
 
 @dataclass(frozen=True)
@@ -35,11 +45,14 @@ FIGURES = {
     "iops": "requests a second",
     "mib_per_s": "MiB a second",
     "instructions": "instructions a request in the serving domain",
-    "copy_instructions": "instructions of those that copy data",
+    "copy_instructions": "instructions a request that copy data",
     "vm_entries": "VM entries a request",
     "hypercalls": "hypercalls a request",
 }
 """What a sample may say, and its unit. Seconds are those of the emulated clock."""
+
+DERIVED = {"protocol_instructions": "instructions a request in the serving domain, without those that copy data"}
+"""What follows from a sample's figures."""
 
 FACTS = {
     "image_bytes": "image, bytes",
@@ -76,21 +89,50 @@ class Results:
     samples: list[Sample] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
 
-    def spread(self, backend: str, case: str, figure: str, *, persistent: bool) -> Spread | None:
-        """Over the repetitions; None where there was no such measurement."""
+    def spread(self, backend: str | None, case: str, figure: str, *, persistent: bool) -> Spread | None:
+        """Over the repetitions; None where there was no such measurement, or is no such backend."""
         values = [
-            sample.figures[figure]
+            value
             for sample in self.samples
-            if (sample.backend, sample.case, sample.persistent) == (backend, case, persistent) and figure in sample.figures
+            if (sample.backend, sample.case, sample.persistent) == (backend, case, persistent)
+            and (value := sample.figure(figure)) is not None
         ]
         return Spread.of(values) if values else None
 
-    def fact(self, backend: str, name: str) -> Spread | None:
+    def fact(self, backend: str | None, name: str) -> Spread | None:
         values = [fact.value for fact in self.facts if (fact.backend, fact.name) == (backend, name)]
         return Spread.of(values) if values else None
 
+    @property
+    def backends(self) -> list[str]:
+        """Of the samples, in the order in which they were measured, which is that of the tables."""
+        return list(dict.fromkeys(sample.backend for sample in self.samples))
+
+    @property
+    def granary(self) -> str | None:
+        """The one of them that is Granary with the copy routine that it takes by itself: its first."""
+        return next((backend for backend in self.backends if backend.startswith(GRANARY)), None)
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Keeps what an event of dom0's says; others are not for us."""
+        match event:
+            case {"event": "sample"}:
+                self.samples.append(Sample(event["backend"], event["persistent"], event["case"], event["figures"]))
+            case {"event": "fact"}:
+                self.facts.append(Fact(event["backend"], event["name"], event["value"]))
+            case {"event": "version"}:
+                self.versions[event["name"]] = event["text"]
+
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        """A measurement a line, so that one that changes shows as one."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fields = {
+            "clock": json.dumps(self.clock),
+            "versions": json.dumps(self.versions),
+            "samples": _lines(self.samples),
+            "facts": _lines(self.facts),
+        }
+        path.write_text("{\n" + ",\n".join(f'"{name}": {text}' for name, text in fields.items()) + "\n}\n")
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -101,3 +143,7 @@ class Results:
             [Sample(**sample) for sample in saved["samples"]],
             [Fact(**fact) for fact in saved["facts"]],
         )
+
+
+def _lines(measured: Sequence[Sample | Fact]) -> str:
+    return "[\n" + ",\n".join(json.dumps(asdict(one)) for one in measured) + "\n]"

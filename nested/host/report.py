@@ -6,15 +6,18 @@ Each line begins with real seconds; seconds inside a line are dom0's, by the emu
 import time
 from dataclasses import dataclass, field
 
+from ..bench.results import Results
+
 
 @dataclass
 class Report:
-    """Prints progress with elapsed seconds, and keeps the verdicts for the summary."""
+    """Prints progress with elapsed seconds, and keeps verdicts and measurements."""
 
     start: float = field(default_factory=time.monotonic)
     passed: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     figures: list[tuple[str, str]] = field(default_factory=list)
+    results: Results = field(default_factory=Results)
     _running: str = ""
 
     def say(self, text: str) -> None:
@@ -23,6 +26,7 @@ class Report:
 
     def event(self, event: dict) -> None:
         """Shows one event of dom0's runner."""
+        self.results.take(event)
         match event["event"]:
             case "ready":
                 self.say("dom0 is up")
@@ -35,6 +39,14 @@ class Report:
                 text = f"{event['name']}: {event['value']:.10g} {event['unit']}"
                 self.figures.append((self._running, text))
                 self.say(f"    {text}")
+            case "sample":
+                grants = "persistent" if event["persistent"] else "not persistent"
+                figures = ", ".join(f"{name} {value:,.10g}" for name, value in event["figures"].items())
+                self.say(f"    {event['backend']}, {grants}, {event['case']}: {figures}")
+            case "fact":
+                self.say(f"    {event['backend']}: {event['name']} {event['value']:,.10g}")
+            case "version":
+                self.say(f"    {event['name']} {event['text']}")
             case "pass":
                 self.passed.append(event["name"])
                 self.say(f"  passed ({event['seconds']:.1f} s in dom0)")
