@@ -66,7 +66,7 @@ GRUB_PV = "usr/lib/grub-xen/grub-x86_64-xen.bin"
 # What the C library opens by name when a thread is cancelled, which libxl does.
 OPENED_BY_NAME = ["libgcc_s.so.1"]
 
-XEN_PROGRAMS = ["xl", "xenstored", "xenstore-control", "xenconsoled", "xen-init-dom0", "libxl-save-helper"]
+XEN_PROGRAMS = ["xl", "xenstored", "xenstore-control", "xenconsoled", "xen-init-dom0", "libxl-save-helper", "xentrace"]
 DOM0_PROGRAMS = ["xenstore-ls", "xenstore-read", "xenstore-write", "xenstore-rm", "xenstore-chmod", "python3"]
 DOM0_MODULES = [
     "xen-evtchn",
