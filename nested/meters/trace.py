@@ -19,7 +19,7 @@ from ..dom0.xen import Running, Stuck, eventually
 BUFFER_PAGES = 1024
 """Of each pCPU. Xen allocates them at the first tracing since it booted, and keeps to that size.
 
-xentrace is woken when a buffer is half full: dom0 then has the time that 60,000 records take.
+xentrace is woken when a buffer is half full: dom0 then has the time that 50,000 records take, or more.
 """
 
 # Classes and subclasses of trace.h.
