@@ -1,12 +1,14 @@
 //! The pages of a frontend that stay mapped (`feature-persistent`).
 //!
 //! One cache a queue, shared by nothing. It holds a limited number of pages; the one that was not
-//! used for longest makes room for a new one, unless it is in use in this very round.
+//! used for longest makes room for a new one, unless it is in use in this very round. To find a
+//! page is what nearly always happens, and takes a few instructions; which page is the one to go
+//! is looked for when there must be one.
 
-use alloc::collections::BinaryHeap;
+use alloc::collections::{BinaryHeap, TryReserveError};
 use alloc::vec::Vec;
+use core::ops::Range;
 
-use hashbrown::HashTable;
 use xen_abi::{DomId, GntStatus, GrantRef};
 
 use crate::Grants;
@@ -16,7 +18,7 @@ use crate::Grants;
 /// than to copy.
 const MAX_EVICTED: usize = 16;
 
-/// The end of the list of slots.
+/// The end of a chain of slots.
 const NIL: u32 = u32::MAX;
 
 /// Where a mapped page is in its cache, for the length of a round.
@@ -28,13 +30,15 @@ pub(crate) struct Place(u32);
 pub struct Persistent<M> {
     max_pages: usize,
     slots: Vec<Slot<M>>,
-    by_gref: HashTable<u32>,
-    /// The slot used last, and the one not used for longest.
-    newest: u32,
-    oldest: u32,
+    /// For each remainder of a reference by their number, a power of two that is at least that of
+    /// the slots: the first slot of a chain. References are small and dense, so that chains are
+    /// short; a frontend that chooses them has none longer than the square root of its grants.
+    chains: Vec<u32>,
     round: u64,
     /// Grants that were looked for and not found in this round.
     missing: Vec<GrantRef>,
+    /// Slots that are to be used anew in this round, the first of them last.
+    victims: Vec<u32>,
     /// Pages that had to go.
     evicted: Vec<M>,
 }
@@ -45,8 +49,8 @@ struct Slot<M> {
     page: M,
     /// The round that used it last.
     round: u64,
-    newer: u32,
-    older: u32,
+    /// The next slot of the chain.
+    next: u32,
 }
 
 impl<M> Persistent<M> {
@@ -56,11 +60,10 @@ impl<M> Persistent<M> {
         Self {
             max_pages: max_pages.min(NIL as usize),
             slots: Vec::new(),
-            by_gref: HashTable::new(),
-            newest: NIL,
-            oldest: NIL,
+            chains: Vec::new(),
             round: 0,
             missing: Vec::new(),
+            victims: Vec::new(),
             evicted: Vec::new(),
         }
     }
@@ -110,15 +113,7 @@ impl<M> Persistent<M> {
         // A heap sorts in place as `sort_unstable` does, in a tenth of its code.
         missing = BinaryHeap::from(missing).into_sorted_vec();
         missing.dedup();
-        missing.truncate(self.room());
-        // Without memory to remember them the pages are copied, too.
-        let growth = missing.len().min(self.max_pages.saturating_sub(self.slots.len()));
-        if self.by_gref.try_reserve(missing.len(), rehash(&self.slots)).is_err()
-            || self.slots.try_reserve(growth).is_err()
-            || self.evicted.try_reserve(missing.len()).is_err()
-        {
-            missing.clear();
-        }
+        missing.truncate(self.make_room(missing.len()));
         if !missing.is_empty() {
             let mut full = false;
             grants.map_each(peer, &missing, |gref, mapped| match mapped {
@@ -153,102 +148,139 @@ impl<M> Persistent<M> {
     }
 
     /// Finds the page of a grant, and keeps it for this round.
+    #[inline]
     pub(crate) fn find(&mut self, gref: GrantRef) -> Option<Place> {
-        let slots = &self.slots;
-        let at = *self.by_gref.find(hash(gref), |&at| slots[at as usize].gref == gref)?;
-        if self.slots[at as usize].round != self.round {
-            self.slots[at as usize].round = self.round;
-            self.unlink(at);
-            self.link_newest(at);
+        let mut at = *self.chains.get(self.chain(gref))?;
+        loop {
+            let slot = self.slots.get_mut(at as usize)?;
+            if slot.gref == gref {
+                slot.round = self.round;
+                return Some(Place(at));
+            }
+            at = slot.next;
         }
-        Some(Place(at))
     }
 
     /// A mapped page.
+    #[inline]
     pub(crate) fn page(&self, place: Place) -> &M {
         &self.slots[place.0 as usize].page
     }
 
-    /// How many pages can be added in this round.
-    pub(crate) fn room(&self) -> usize {
-        let free = self.max_pages.saturating_sub(self.slots.len());
-        let mut evictable = 0;
-        let mut at = self.oldest;
-        while evictable < MAX_EVICTED
-            && let Some(slot) = self.slots.get(at as usize)
-            && slot.round != self.round
-        {
-            evictable += 1;
-            at = slot.newer;
+    /// Prepares for `nr_wanted` pages to be added in this round: for how many of them there is
+    /// room, and memory to remember them.
+    fn make_room(&mut self, nr_wanted: usize) -> usize {
+        let nr_free = self.max_pages.saturating_sub(self.slots.len());
+        if self.reserve(nr_wanted.min(nr_free), nr_wanted).is_err() {
+            return 0;
         }
-        free + evictable
+        self.victims.clear();
+        if nr_wanted > nr_free {
+            self.find_victims();
+        }
+        nr_wanted.min(nr_free + self.victims.len())
     }
 
-    /// Adds a page that was just mapped, and gives the one that has to go for it, if any. There is
-    /// [`room`](Self::room) for it, and it is not in already.
-    pub(crate) fn add(&mut self, gref: GrantRef, page: M) -> Option<M> {
-        let slot = Slot { gref, page, round: self.round, newer: NIL, older: NIL };
-        let (at, evicted) = if self.slots.len() < self.max_pages {
-            // Fewer than NIL.
-            let at = u32::try_from(self.slots.len()).unwrap_or(NIL);
-            self.slots.push(slot);
-            (at, None)
-        } else {
-            let at = self.oldest;
-            self.unlink(at);
-            let evicted = core::mem::replace(&mut self.slots[at as usize], slot);
-            if let Ok(entry) = self.by_gref.find_entry(hash(evicted.gref), |&other| other == at) {
-                entry.remove();
+    /// Gets memory for more slots and for as many pages that have to go.
+    fn reserve(&mut self, nr_slots: usize, nr_evicted: usize) -> Result<(), TryReserveError> {
+        self.evicted.try_reserve(nr_evicted)?;
+        self.victims.try_reserve(MAX_EVICTED)?;
+        self.slots.try_reserve(nr_slots)?;
+        let nr_chains = (self.slots.len() + nr_slots).next_power_of_two();
+        if let Some(nr_more @ 1..) = nr_chains.checked_sub(self.chains.len()) {
+            self.chains.try_reserve(nr_more)?;
+            self.chains.clear();
+            self.chains.resize(nr_chains, NIL);
+            self.places().for_each(|at| self.link(at));
+        }
+        Ok(())
+    }
+
+    /// Looks for the slots that were not used for longest, none of them in this round.
+    fn find_victims(&mut self) {
+        let places = self.places();
+        let Self { slots, victims, .. } = self;
+        let round = |at: u32| slots[at as usize].round;
+        for at in places.filter(|&at| round(at) < self.round) {
+            if victims.len() == MAX_EVICTED {
+                if round(victims[0]) <= round(at) {
+                    continue;
+                }
+                victims.remove(0);
             }
-            (at, Some(evicted.page))
+            let place = victims.partition_point(|&other| round(other) > round(at));
+            victims.insert(place, at);
+        }
+    }
+
+    /// Adds a page that was just mapped, and gives the one that has to go for it, if any. Room was
+    /// made for it, and it is not in already.
+    fn add(&mut self, gref: GrantRef, page: M) -> Option<M> {
+        let slot = Slot { gref, page, round: self.round, next: NIL };
+        if self.slots.len() < self.max_pages {
+            let at = self.places().end;
+            self.slots.push(slot);
+            self.link(at);
+            return None;
+        }
+        let Some(at) = self.victims.pop() else {
+            debug_assert!(false, "no room was made for grant {gref}");
+            return Some(slot.page);
         };
-        self.by_gref.insert_unique(hash(gref), at, rehash(&self.slots));
-        self.link_newest(at);
-        evicted
+        self.unlink(at);
+        let evicted = core::mem::replace(&mut self.slots[at as usize], slot);
+        self.link(at);
+        Some(evicted.page)
     }
 
+    /// All slots.
+    fn places(&self) -> Range<u32> {
+        // Fewer than NIL.
+        0..u32::try_from(self.slots.len()).unwrap_or(NIL)
+    }
+
+    /// Which chain a grant is in.
     #[inline]
+    fn chain(&self, gref: GrantRef) -> usize {
+        gref.0 as usize & self.chains.len().wrapping_sub(1)
+    }
+
+    /// Puts a slot at the start of its chain.
+    fn link(&mut self, at: u32) {
+        let chain = self.chain(self.slots[at as usize].gref);
+        self.slots[at as usize].next = core::mem::replace(&mut self.chains[chain], at);
+    }
+
+    /// Takes a slot out of its chain.
     fn unlink(&mut self, at: u32) {
-        let Slot { newer, older, .. } = self.slots[at as usize];
-        match self.slots.get_mut(newer as usize) {
-            Some(slot) => slot.older = older,
-            None => self.newest = older,
+        let Slot { gref, next, .. } = self.slots[at as usize];
+        let chain = self.chain(gref);
+        if self.chains[chain] == at {
+            self.chains[chain] = next;
+            return;
         }
-        match self.slots.get_mut(older as usize) {
-            Some(slot) => slot.newer = newer,
-            None => self.oldest = newer,
+        let mut before = self.chains[chain];
+        while let Some(slot) = self.slots.get_mut(before as usize) {
+            if slot.next == at {
+                slot.next = next;
+                return;
+            }
+            before = slot.next;
         }
     }
-
-    #[inline]
-    fn link_newest(&mut self, at: u32) {
-        let second = self.newest;
-        self.slots[at as usize].older = second;
-        self.slots[at as usize].newer = NIL;
-        match self.slots.get_mut(second as usize) {
-            Some(slot) => slot.newer = at,
-            None => self.oldest = at,
-        }
-        self.newest = at;
-    }
-}
-
-/// The hashes of slots. The one type of them all: for each the table's growth is compiled anew.
-fn rehash<M>(slots: &[Slot<M>]) -> impl Fn(&u32) -> u64 {
-    |&at| hash(slots[at as usize].gref)
-}
-
-/// Spreads references, which are small and dense, over the table. Only grants that could be mapped
-/// are in it, so a frontend that chooses them gains nothing.
-const fn hash(gref: GrantRef) -> u64 {
-    (gref.0 as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 #[cfg(test)]
 mod tests {
     extern crate std;
-    use super::{GrantRef, Persistent};
+    use super::{GrantRef, MAX_EVICTED, Persistent};
     use std::vec::Vec;
+
+    /// Adds a page as it is done when it is the only one that is missing.
+    fn add(cache: &mut Persistent<u32>, n: u32) -> Option<u32> {
+        assert_eq!(cache.make_room(1), 1);
+        cache.add(GrantRef(n), n)
+    }
 
     fn grefs(cache: &Persistent<u32>) -> Vec<u32> {
         let mut pages: Vec<u32> = cache.slots.iter().map(|slot| slot.page).collect();
@@ -261,34 +293,65 @@ mod tests {
         let mut cache = Persistent::new(3);
         for n in 1..=3 {
             cache.begin();
-            assert_eq!(cache.add(GrantRef(n), n), None);
+            assert_eq!(add(&mut cache, n), None);
         }
         cache.begin();
         let place = cache.find(GrantRef(1)).unwrap();
         assert_eq!(*cache.page(place), 1);
-        assert_eq!(cache.room(), 2);
+        assert_eq!(cache.make_room(3), 2);
         assert_eq!(cache.add(GrantRef(4), 4), Some(2));
         assert_eq!(cache.add(GrantRef(5), 5), Some(3));
         // All three are in use in this round.
-        assert_eq!(cache.room(), 0);
+        assert_eq!(cache.make_room(1), 0);
         assert_eq!(cache.find(GrantRef(2)), None);
         assert_eq!(grefs(&cache), [1, 4, 5]);
         cache.begin();
-        assert_eq!(cache.room(), 3);
+        assert_eq!(cache.make_room(4), 3);
         assert_eq!(cache.add(GrantRef(2), 2), Some(1));
         assert_eq!(cache.into_pages().len(), 3);
+    }
+
+    #[test]
+    fn a_round_has_room_for_what_is_free_and_a_few_more() {
+        let mut cache = Persistent::new(64);
+        cache.begin();
+        assert_eq!(cache.make_room(60), 60);
+        (0..60).for_each(|n| assert_eq!(cache.add(GrantRef(n), n), None));
+        cache.begin();
+        assert_eq!(cache.make_room(3), 3);
+        assert_eq!(cache.make_room(100), 4 + MAX_EVICTED);
     }
 
     #[test]
     fn a_cache_without_room_holds_nothing() {
         let mut cache = Persistent::<u32>::new(0);
         cache.begin();
-        assert_eq!((cache.room(), cache.nr_pages()), (0, 0));
+        assert_eq!((cache.make_room(1), cache.nr_pages()), (0, 0));
         assert_eq!(cache.find(GrantRef(1)), None);
     }
 
     #[test]
-    fn any_order_of_use_keeps_the_list_whole() {
+    fn references_of_one_chain_are_told_apart() {
+        let mut cache = Persistent::new(4);
+        for n in 1..=4 {
+            cache.begin();
+            assert_eq!(add(&mut cache, n << 16), None);
+        }
+        let found = |cache: &mut Persistent<u32>| -> Vec<u32> {
+            (1..=6).filter(|n| cache.find(GrantRef(n << 16)).is_some()).collect()
+        };
+        assert_eq!(found(&mut cache), [1, 2, 3, 4]);
+        // One from the middle of the chain goes, then one from its end.
+        for (used, new, gone) in [([1, 3, 4], 5, 2), ([3, 4, 5], 6, 1)] {
+            cache.begin();
+            used.iter().for_each(|n| assert!(cache.find(GrantRef(n << 16)).is_some()));
+            assert_eq!(add(&mut cache, new << 16), Some(gone << 16));
+        }
+        assert_eq!(found(&mut cache), [3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn what_goes_is_what_was_not_used_for_longest_in_any_order_of_use() {
         let mut cache = Persistent::new(8);
         let mut model: Vec<u32> = Vec::new();
         let mut state = 1u32;
@@ -302,7 +365,7 @@ mod tests {
                 model.remove(at);
             } else {
                 let evicted = (model.len() == 8).then(|| model.remove(0));
-                assert_eq!(cache.add(GrantRef(n), n), evicted);
+                assert_eq!(add(&mut cache, n), evicted);
             }
             model.push(n);
         }
