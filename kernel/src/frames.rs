@@ -3,7 +3,7 @@
 use core::ptr;
 
 use store::{FrameAddr, FrameMemory};
-use xen_abi::{Gfn, PAGE_SHIFT, PAGE_SIZE};
+use xen_abi::{Gfn, PAGE_SIZE};
 
 use crate::copy;
 use crate::region::Region;
@@ -46,10 +46,8 @@ impl Frames {
 
     /// The address of `len` bytes at `at`, all of them in one run.
     fn at(&self, at: FrameAddr, len: usize) -> *mut u8 {
-        let end = usize::from(at.offset) + len;
-        if usize::from(at.offset) >= PAGE_SIZE
-            || !self.contain(at.gfn, end.div_ceil(PAGE_SIZE) as u64)
-        {
+        let end = usize::from(at.offset()) + len;
+        if !self.contain(at.gfn(), end.div_ceil(PAGE_SIZE) as u64) {
             outside(at, len);
         }
         address(at)
@@ -59,8 +57,7 @@ impl Frames {
     #[inline]
     fn word(&self, at: FrameAddr) -> *mut u32 {
         // One that is aligned ends in the frame that it begins in.
-        let is_in_frame = usize::from(at.offset) < PAGE_SIZE && at.offset.is_multiple_of(4);
-        if !is_in_frame || !self.contain(at.gfn, 1) {
+        if !at.paddr().is_multiple_of(4) || !self.contain(at.gfn(), 1) {
             outside(at, size_of::<u32>());
         }
         address(at).cast()
@@ -69,15 +66,14 @@ impl Frames {
 
 /// The address of a byte of the frames.
 fn address(at: FrameAddr) -> *mut u8 {
-    let frame = usize::try_from(at.gfn.0).map_or(0, |gfn| gfn << PAGE_SHIFT);
-    ptr::with_exposed_provenance_mut(frame | usize::from(at.offset))
+    ptr::with_exposed_provenance_mut(usize::try_from(at.paddr()).unwrap_or(0))
 }
 
 /// A caller's bug. Not inlined, for what it says takes more instructions than what is checked.
 #[cold]
 #[inline(never)]
 fn outside(at: FrameAddr, len: usize) -> ! {
-    panic!("{len} bytes at byte {} of frame {} are not the pool's", at.offset, at.gfn)
+    panic!("{len} bytes at byte {} of frame {} are not the pool's", at.offset(), at.gfn())
 }
 
 impl FrameMemory for Frames {
@@ -139,7 +135,7 @@ mod tests {
     }
 
     fn addr(gfn: Gfn, offset: u16) -> FrameAddr {
-        FrameAddr { gfn, offset }
+        FrameAddr::new(gfn, offset)
     }
 
     #[test]

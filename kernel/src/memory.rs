@@ -112,8 +112,8 @@ pub(crate) unsafe fn divide(
         start_info.modules().iter().map(|module| file(module, mapped_end)).collect();
     let mut all_frames = Vec::from(free.as_slice());
     all_frames.extend(modules.iter().map(|file| {
-        let len_bytes = u64::from(file.at.offset) + file.len_bytes;
-        (file.at.gfn, len_bytes.div_ceil(PAGE_BYTES))
+        let len_bytes = u64::from(file.at.offset()) + file.len_bytes;
+        (file.at.gfn(), len_bytes.div_ceil(PAGE_BYTES))
     }));
     let all_frames = all_frames.leak();
     Ok(Memory {
@@ -129,9 +129,8 @@ pub(crate) unsafe fn divide(
 /// Where a boot module lies. One that is out of reach is as good as empty.
 fn file(module: &Module, mapped_end: u64) -> ImageFile {
     let in_reach = module.paddr + module.size_bytes <= mapped_end;
-    let offset = (module.paddr % PAGE_BYTES) as u16;
     ImageFile {
-        at: FrameAddr { gfn: Gfn(module.paddr >> PAGE_SHIFT), offset },
+        at: FrameAddr::at(module.paddr),
         len_bytes: if in_reach { module.size_bytes } else { 0 },
     }
 }

@@ -113,7 +113,7 @@ impl<G: Grants> Gather<'_, G> {
             return;
         }
         let grant = CopyPtr::grant(self.peer, piece.segment.gref(), offset);
-        let frame = CopyPtr::frame(frame.gfn, frame.offset);
+        let frame = CopyPtr::frame(frame.gfn(), frame.offset());
         let copy = match self.direction {
             IndirectOp::Read => GnttabCopy::to_grant(frame, grant, len_bytes),
             IndirectOp::Write => GnttabCopy::from_grant(grant, frame, len_bytes),
@@ -135,7 +135,7 @@ impl<G: Grants> ExtentSink for Gather<'_, G> {
                 return;
             };
             let room = piece.segment.len_bytes() - self.used_bytes;
-            let in_frame = at.map_or(PAGE_SIZE, |at| PAGE_SIZE - usize::from(at.offset));
+            let in_frame = at.map_or(PAGE_SIZE, |at| PAGE_SIZE - usize::from(at.offset()));
             // At most a segment.
             let len_bytes = u16::try_from(left.min(in_frame)).map_or(room, |len| len.min(room));
             if let Some(frame) = at {

@@ -114,7 +114,7 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
                     self.grants.copy_in(mapped.page(place), 0, to, len_bytes);
                 } else {
                     let from = CopyPtr::grant(self.peer, gref, 0);
-                    let to = CopyPtr::frame(to.gfn, to.offset);
+                    let to = CopyPtr::frame(to.gfn(), to.offset());
                     let copy = GnttabCopy::from_grant(from, to, len_bytes);
                     self.batch.push(self.grants, owner, copy);
                 }

@@ -87,7 +87,7 @@ fn sources(
 }
 
 fn check_inside(at: FrameAddr, len_bytes: usize, module: ImageFile) {
-    let byte = |at: FrameAddr| at.gfn.0 * PAGE_SIZE as u64 + u64::from(at.offset);
+    let byte = |at: FrameAddr| at.gfn().0 * PAGE_SIZE as u64 + u64::from(at.offset());
     let (start, module_start) = (byte(at), byte(module.at));
     let end = start.checked_add(len_bytes as u64);
     let module_end = module_start + module.len_bytes;

@@ -294,10 +294,9 @@ impl OwnFrames {
 
     /// The run that holds `len_bytes` bytes at `at`, and where in it.
     fn locate(&self, at: FrameAddr, len_bytes: usize) -> (&Run, usize) {
-        assert!(usize::from(at.offset) < PAGE_SIZE, "offset {} in a frame", at.offset);
         let found = self.runs.iter().find_map(|run| {
-            let frame = usize::try_from(at.gfn.0.checked_sub(run.first.0)?).ok()?;
-            let start = frame.checked_mul(PAGE_SIZE)? + usize::from(at.offset);
+            let frame = usize::try_from(at.gfn().0.checked_sub(run.first.0)?).ok()?;
+            let start = frame.checked_mul(PAGE_SIZE)? + usize::from(at.offset());
             let end = start.checked_add(len_bytes)?;
             (end <= run.bytes.borrow().len()).then_some((run, start))
         });
@@ -346,14 +345,14 @@ impl FrameMemory for OwnFrames {
     }
 
     fn load_u32(&self, at: FrameAddr) -> u32 {
-        assert!(at.offset.is_multiple_of(4), "word at unaligned offset {}", at.offset);
+        assert!(at.offset().is_multiple_of(4), "word at unaligned offset {}", at.offset());
         let mut word = [0; 4];
         self.read(at, &mut word);
         u32::from_ne_bytes(word)
     }
 
     fn store_u32(&mut self, at: FrameAddr, value: u32) {
-        assert!(at.offset.is_multiple_of(4), "word at unaligned offset {}", at.offset);
+        assert!(at.offset().is_multiple_of(4), "word at unaligned offset {}", at.offset());
         self.write(at, &value.to_ne_bytes());
     }
 }
@@ -417,17 +416,13 @@ mod tests {
     fn own_frames_are_stale_at_first_and_run_over_frame_ends() {
         let mut frames = OwnFrames::new(&[(Gfn(16), 2), (Gfn(100), 1)]);
         let mut bytes = [0; 4];
-        frames.read(FrameAddr { gfn: Gfn(16), offset: 4094 }, &mut bytes);
+        frames.read(FrameAddr::new(Gfn(16), 4094), &mut bytes);
         assert_eq!(bytes, [STALE_BYTE; 4]);
-        frames.write(FrameAddr { gfn: Gfn(16), offset: 4094 }, &[1, 2, 3, 4]);
-        frames.copy(
-            FrameAddr { gfn: Gfn(16), offset: 4094 },
-            FrameAddr { gfn: Gfn(100), offset: 8 },
-            4,
-        );
-        frames.zero(FrameAddr { gfn: Gfn(17), offset: 0 }, 1);
-        assert_eq!(frames.load_u32(FrameAddr { gfn: Gfn(100), offset: 8 }), 0x0403_0201);
-        frames.read(FrameAddr { gfn: Gfn(16), offset: 4094 }, &mut bytes);
+        frames.write(FrameAddr::new(Gfn(16), 4094), &[1, 2, 3, 4]);
+        frames.copy(FrameAddr::new(Gfn(16), 4094), FrameAddr::new(Gfn(100), 8), 4);
+        frames.zero(FrameAddr::new(Gfn(17), 0), 1);
+        assert_eq!(frames.load_u32(FrameAddr::new(Gfn(100), 8)), 0x0403_0201);
+        frames.read(FrameAddr::new(Gfn(16), 4094), &mut bytes);
         assert_eq!(bytes, [1, 2, 0, 4]);
         assert!(frames.holds(Gfn(17)) && !frames.holds(Gfn(18)) && frames.holds(Gfn(100)));
     }
@@ -435,6 +430,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "are outside our memory")]
     fn a_range_that_leaves_its_run_is_a_bug() {
-        OwnFrames::new(&[(Gfn(16), 2)]).read(FrameAddr { gfn: Gfn(17), offset: 4095 }, &mut [0; 2]);
+        OwnFrames::new(&[(Gfn(16), 2)]).read(FrameAddr::new(Gfn(17), 4095), &mut [0; 2]);
     }
 }

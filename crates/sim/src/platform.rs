@@ -124,13 +124,13 @@ impl SimPlatform {
         match source {
             End::Granted(page) => page.peer_read(from, bytes),
             End::Own(gfn) => {
-                self.frames.read(FrameAddr { gfn, offset: op.source.offset }, bytes);
+                self.frames.read(FrameAddr::new(gfn, op.source.offset), bytes);
             }
         }
         match dest {
             End::Granted(page) => page.peer_write(to, bytes),
             End::Own(gfn) => {
-                self.frames.write(FrameAddr { gfn, offset: op.dest.offset }, bytes);
+                self.frames.write(FrameAddr::new(gfn, op.dest.offset), bytes);
             }
         }
         Ok(())

@@ -85,7 +85,7 @@ fn copies_both_ways() {
     let ours = |offset| CopyPtr::frame(OWN, offset);
     assert_eq!(host.copy(GnttabCopy::from_grant(theirs(100), ours(8), 7)), GntStatus::OKAY);
     let mut bytes = [0; 7];
-    host.platform.frames().read(FrameAddr { gfn: OWN, offset: 8 }, &mut bytes);
+    host.platform.frames().read(FrameAddr::new(OWN, 8), &mut bytes);
     assert_eq!(&bytes, b"guest's");
     assert_eq!(host.copy(GnttabCopy::to_grant(ours(8), theirs(4089), 7)), GntStatus::OKAY);
     assert_eq!(page.bytes(4089..4096), b"guest's");

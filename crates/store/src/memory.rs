@@ -1,31 +1,54 @@
 //! The seam to our own page frames.
 
-use xen_abi::{Gfn, PAGE_SIZE};
+use xen_abi::{Gfn, PAGE_SHIFT, PAGE_SIZE};
 
-/// A byte within a frame of ours.
+/// A byte of our own frames, by its guest physical address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FrameAddr {
-    /// The frame.
-    pub gfn: Gfn,
-    /// Byte within the frame, 0 to 4095.
-    pub offset: u16,
-}
+pub struct FrameAddr(u64);
 
 impl FrameAddr {
+    /// The byte at a guest physical address.
+    #[must_use]
+    pub const fn at(paddr: u64) -> Self {
+        Self(paddr)
+    }
+
+    /// The byte `offset` bytes after the first of a frame.
+    #[must_use]
+    pub const fn new(gfn: Gfn, offset: u16) -> Self {
+        Self((gfn.0 << PAGE_SHIFT) + offset as u64)
+    }
+
     /// The first byte of a frame.
     #[must_use]
     pub const fn start_of(gfn: Gfn) -> Self {
-        Self { gfn, offset: 0 }
+        Self::new(gfn, 0)
+    }
+
+    /// Its guest physical address.
+    #[must_use]
+    pub const fn paddr(self) -> u64 {
+        self.0
+    }
+
+    /// The frame.
+    #[must_use]
+    pub const fn gfn(self) -> Gfn {
+        Gfn(self.0 >> PAGE_SHIFT)
+    }
+
+    /// Byte within the frame, 0 to 4095.
+    #[must_use]
+    pub const fn offset(self) -> u16 {
+        #[expect(clippy::cast_possible_truncation, reason = "a remainder by the page size")]
+        let offset = self.0 as u16 & (PAGE_SIZE as u16 - 1);
+        offset
     }
 
     /// The byte `len_bytes` after this one, in a run of frames.
     #[must_use]
-    pub fn after(self, len_bytes: usize) -> Self {
-        let offset = usize::from(self.offset) + len_bytes;
-        let frames = u64::try_from(offset / PAGE_SIZE).unwrap_or(u64::MAX);
-        #[expect(clippy::cast_possible_truncation, reason = "a remainder by the page size")]
-        let rest = (offset % PAGE_SIZE) as u16;
-        Self { gfn: Gfn(self.gfn.0.saturating_add(frames)), offset: rest }
+    pub const fn after(self, len_bytes: usize) -> Self {
+        Self(self.0.saturating_add(len_bytes as u64))
     }
 }
 

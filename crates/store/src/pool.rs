@@ -12,8 +12,8 @@ use xen_abi::{Gfn, PAGE_SIZE};
 use crate::block_store::{OpenRead, StoreError};
 use crate::memory::{FrameAddr, FrameMemory};
 
-const WORD: u64 = 4;
-const WORDS_PER_FRAME: u64 = PAGE_SIZE as u64 / WORD;
+const WORD_BYTES: usize = 4;
+const WORDS_PER_FRAME: u64 = (PAGE_SIZE / WORD_BYTES) as u64;
 
 /// The end of a list of frames. No frame's index: the table stops short of it.
 const NIL: u32 = u32::MAX;
@@ -44,7 +44,7 @@ pub struct PagePool<M> {
     /// The frame of word 0.
     base: Gfn,
     /// Where the table of words is.
-    table: Gfn,
+    table: FrameAddr,
     /// Runs of frames that were never used: index of the first, and past the last.
     fresh: Vec<(u32, u32)>,
     /// First of the list of free frames, or [`NIL`].
@@ -101,7 +101,7 @@ impl<M: FrameMemory> PagePool<M> {
             .iter_mut()
             .find(|(start, end)| end - start > wanted)
             .ok_or(PoolError::NoRoomForTable { nr_table })?;
-        let table = Gfn(home.0);
+        let table = FrameAddr::start_of(Gfn(home.0));
         let zero = Gfn(home.0 + nr_table);
         home.0 += wanted;
 
@@ -394,10 +394,7 @@ impl<M: FrameMemory> PagePool<M> {
     }
 
     fn word_at(&self, index: u32) -> FrameAddr {
-        let index = u64::from(index);
-        #[expect(clippy::cast_possible_truncation, reason = "a remainder by the page size")]
-        let offset = (index % WORDS_PER_FRAME * WORD) as u16;
-        FrameAddr { gfn: Gfn(self.table.0 + index / WORDS_PER_FRAME), offset }
+        self.table.after(index as usize * WORD_BYTES)
     }
 
     #[inline]

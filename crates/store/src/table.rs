@@ -469,7 +469,7 @@ fn release<M: FrameMemory>(pool: &mut PagePool<M>, page: Gfn, discard: Discard) 
 #[inline]
 fn entry(node: Gfn, level: u32, number: u64) -> FrameAddr {
     let index = (number >> (level * FANOUT_SHIFT) & (FANOUT - 1)) as u16;
-    FrameAddr { gfn: node, offset: index * ENTRY_BYTES }
+    FrameAddr::new(node, index * ENTRY_BYTES)
 }
 
 fn load<M: FrameMemory>(pool: &PagePool<M>, at: FrameAddr) -> Option<Gfn> {

@@ -45,7 +45,7 @@ struct Counted {
 
 impl Counted {
     fn start(at: FrameAddr) -> usize {
-        usize::try_from(at.gfn.0).unwrap() * PAGE_SIZE + usize::from(at.offset)
+        usize::try_from(at.gfn().0).unwrap() * PAGE_SIZE + usize::from(at.offset())
     }
 }
 

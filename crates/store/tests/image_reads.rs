@@ -273,7 +273,7 @@ fn bytes_that_lie_together_are_one_extent_where_they_lie() {
     };
     assert_eq!(at.after(1024), last);
     // 77 bytes into a page, the file, whose fourth cluster it is.
-    assert_eq!(usize::from(at.offset), 77 + 3 * 512);
+    assert_eq!(usize::from(at.offset()), 77 + 3 * 512);
 }
 
 #[test]

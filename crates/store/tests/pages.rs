@@ -266,10 +266,10 @@ fn a_pool_is_made_of_several_runs_or_not_at_all() {
 
 #[test]
 fn a_range_of_bytes_runs_on_into_the_next_frame() {
-    let at = FrameAddr { gfn: Gfn(7), offset: 4000 };
-    assert_eq!(at.after(95), FrameAddr { gfn: Gfn(7), offset: 4095 });
-    assert_eq!(at.after(96), FrameAddr { gfn: Gfn(8), offset: 0 });
-    assert_eq!(at.after(96 + 8192), FrameAddr { gfn: Gfn(10), offset: 0 });
+    let at = FrameAddr::new(Gfn(7), 4000);
+    assert_eq!(at.after(95), FrameAddr::new(Gfn(7), 4095));
+    assert_eq!(at.after(96), FrameAddr::new(Gfn(8), 0));
+    assert_eq!(at.after(96 + 8192), FrameAddr::new(Gfn(10), 0));
 }
 
 fn discard(

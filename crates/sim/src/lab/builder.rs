@@ -69,8 +69,8 @@ impl LabBuilder {
         let modules = self.place_modules();
         let mut all_runs = Vec::from(runs);
         all_runs.extend(modules.iter().map(|file| {
-            let len_bytes = file.len_bytes + u64::from(file.at.offset);
-            (file.at.gfn, len_bytes.div_ceil(PAGE_SIZE as u64))
+            let len_bytes = file.len_bytes + u64::from(file.at.offset());
+            (file.at.gfn(), len_bytes.div_ceil(PAGE_SIZE as u64))
         }));
         let mut platform = SimPlatform::new(&machine, domid, &all_runs);
         for (file, bytes) in modules.iter().zip(&self.modules) {
@@ -102,11 +102,9 @@ impl LabBuilder {
     fn place_modules(&self) -> Vec<ImageFile> {
         let mut first = Gfn(0x10_0000);
         let mut place = |bytes: &Vec<u8>| {
-            let file = ImageFile {
-                at: FrameAddr { gfn: first, offset: 0x123 },
-                len_bytes: bytes.len() as u64,
-            };
-            first = Gfn(file.at.after(bytes.len()).gfn.0 + 2);
+            let file =
+                ImageFile { at: FrameAddr::new(first, 0x123), len_bytes: bytes.len() as u64 };
+            first = Gfn(file.at.after(bytes.len()).gfn().0 + 2);
             file
         };
         self.modules.iter().map(&mut place).collect()

@@ -24,7 +24,7 @@ impl Frames {
     }
 
     fn start(at: FrameAddr) -> usize {
-        usize::try_from(at.gfn.0).unwrap() * PAGE_SIZE + usize::from(at.offset)
+        usize::try_from(at.gfn().0).unwrap() * PAGE_SIZE + usize::from(at.offset())
     }
 }
 
@@ -65,7 +65,7 @@ pub fn pool(nr: u64) -> PagePool<Frames> {
 pub const IMAGE_BYTES: usize = 60_001;
 
 /// Where it is: outside the pool, at an odd byte.
-pub const IMAGE_AT: FrameAddr = FrameAddr { gfn: Gfn(1), offset: 77 };
+pub const IMAGE_AT: FrameAddr = FrameAddr::new(Gfn(1), 77);
 
 /// What byte `n` of a disk over [`image`] is.
 pub fn image_byte(n: usize) -> u8 {
