@@ -11,24 +11,34 @@ use crate::region::Region;
 /// The frames of the page pool and of the boot modules: a handle.
 #[derive(Debug)]
 pub(crate) struct Frames {
-    /// First frame of each run and their number.
-    runs: &'static [(Gfn, u64)],
+    /// The run that nearly all that is asked for is in.
+    first: Run,
+    others: &'static [Run],
 }
+
+/// The first frame of a run and their number.
+type Run = (Gfn, u64);
 
 impl Frames {
     /// # Safety
     /// The frames are RAM, mapped at their guest physical addresses for good, and no Rust object
     /// lies in them.
-    pub(crate) const unsafe fn new(runs: &'static [(Gfn, u64)]) -> Self {
-        Self { runs }
+    pub(crate) const unsafe fn new(runs: &'static [Run]) -> Self {
+        match runs {
+            [first, others @ ..] => Self { first: *first, others },
+            [] => Self { first: (Gfn(0), 0), others: &[] },
+        }
     }
 
     /// Whether one run has `nr_frames` frames from `gfn` on, and `gfn` in any case.
+    #[inline]
     pub(crate) fn contain(&self, gfn: Gfn, nr_frames: u64) -> bool {
-        self.runs.iter().any(|&(first, nr)| {
-            let before = gfn.0.wrapping_sub(first.0);
-            before < nr && nr_frames <= nr - before
-        })
+        contains(self.first, gfn, nr_frames) || self.others_contain(gfn, nr_frames)
+    }
+
+    #[inline(never)]
+    fn others_contain(&self, gfn: Gfn, nr_frames: u64) -> bool {
+        self.others.iter().any(|&run| contains(run, gfn, nr_frames))
     }
 
     /// Copies out of pages that a peer shares, each byte fetched once.
@@ -62,6 +72,12 @@ impl Frames {
         }
         address(at).cast()
     }
+}
+
+#[inline]
+fn contains((first, nr): Run, gfn: Gfn, nr_frames: u64) -> bool {
+    let before = gfn.0.wrapping_sub(first.0);
+    before < nr && nr_frames <= nr - before
 }
 
 /// The address of a byte of the frames.
@@ -101,12 +117,14 @@ impl FrameMemory for Frames {
         unsafe { copy::copy(from, to, len_bytes) };
     }
 
+    #[inline]
     fn load_u32(&self, at: FrameAddr) -> u32 {
         let word = self.word(at);
         // SAFETY: `word` has checked place and alignment.
         unsafe { word.read() }
     }
 
+    #[inline]
     fn store_u32(&mut self, at: FrameAddr, value: u32) {
         let word = self.word(at);
         // SAFETY: `word` has checked place and alignment. Volatile: one store.

@@ -111,6 +111,10 @@ pub(crate) unsafe fn divide(
     let modules: Vec<ImageFile> =
         start_info.modules().iter().map(|module| file(module, mapped_end)).collect();
     let mut all_frames = Vec::from(free.as_slice());
+    // Where frames are looked up first.
+    if let Some(largest) = (0..all_frames.len()).max_by_key(|&run| all_frames[run].1) {
+        all_frames.swap(0, largest);
+    }
     all_frames.extend(modules.iter().map(|file| {
         let len_bytes = u64::from(file.at.offset()) + file.len_bytes;
         (file.at.gfn(), len_bytes.div_ceil(PAGE_BYTES))

@@ -1,6 +1,6 @@
 //! The pool's books, counted anew.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 
 use xen_abi::Gfn;
 
@@ -21,7 +21,7 @@ pub struct Audit {
     /// Pages and nodes below each node, itself included.
     nodes: BTreeMap<Gfn, (u64, u64)>,
     /// Pages that open writes have reserved.
-    nr_reserved: u64,
+    reserved: BTreeSet<Gfn>,
 }
 
 /// What is wrong with the books.
@@ -87,11 +87,7 @@ impl Audit {
 
     /// Counts what an open write has reserved.
     pub fn write<M: FrameMemory>(&mut self, pool: &PagePool<M>, write: &OpenWrite) {
-        let mut reserved = write.reserved;
-        while let Some(page) = reserved {
-            self.nr_reserved += 1;
-            reserved = pool.next_reserved(page);
-        }
+        self.reserved.extend(pool.reserved(&write.reserved));
     }
 
     /// Counts a page that somebody took by itself.
@@ -110,7 +106,7 @@ impl Audit {
                 return Err(Mismatch::References { page, found, booked });
             }
         }
-        let used = self.refs.len() as u64 + self.nr_reserved;
+        let used = self.refs.len() as u64 + self.reserved.len() as u64;
         let (free, limbo, total) = (pool.nr_free(), pool.nr_limbo(), pool.nr_total());
         if free + used + limbo == total {
             Ok(())

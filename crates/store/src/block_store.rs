@@ -2,7 +2,7 @@
 
 use crate::geometry::{Geometry, SectorRange};
 use crate::memory::{FrameAddr, FrameMemory};
-use crate::pool::PagePool;
+use crate::pool::{PagePool, Reserved};
 
 /// Where the next bytes of an open read or write are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,7 +51,7 @@ pub struct OpenRead {
 pub struct OpenWrite {
     pub(crate) range: SectorRange,
     /// The reserved frames in the order of the pages they are for.
-    pub(crate) reserved: Option<xen_abi::Gfn>,
+    pub(crate) reserved: Reserved,
     /// Pages among them that the disk does not have yet.
     pub(crate) nr_new: u64,
 }
@@ -59,7 +59,7 @@ pub struct OpenWrite {
 impl OpenWrite {
     /// A write for which nothing is reserved yet.
     pub const fn new(range: SectorRange) -> Self {
-        Self { range, reserved: None, nr_new: 0 }
+        Self { range, reserved: Reserved::NONE, nr_new: 0 }
     }
 
     /// What is written.

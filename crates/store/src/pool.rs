@@ -71,6 +71,27 @@ struct Limbo {
     nr: u64,
 }
 
+/// A list of frames that were taken one after the other and that nobody refers to yet. Each one's
+/// word names the next; that of the last is not looked at.
+#[derive(Debug)]
+pub(crate) struct Reserved {
+    first: u32,
+    nr: u32,
+}
+
+impl Reserved {
+    pub(crate) const NONE: Self = Self { first: NIL, nr: 0 };
+}
+
+/// Where a list of reserved frames goes on.
+#[derive(Default)]
+pub(crate) struct Tail {
+    last: u32,
+    /// What the last one's word names for sure: frames that were free one behind the other are
+    /// linked already. Else [`NIL`].
+    named: u32,
+}
+
 impl Limbo {
     const EMPTY: Self = Self { head: NIL, tail: NIL, nr: 0 };
 }
@@ -182,14 +203,14 @@ impl<M: FrameMemory> PagePool<M> {
     /// # Errors
     /// [`StoreError::NoMemory`].
     pub fn take(&mut self, want: Want) -> Result<Gfn, StoreError> {
-        let index = self.take_free(want)?;
+        let (index, _) = self.take_free(want)?;
         self.set_word(index, 1);
         Ok(self.gfn(index))
     }
 
-    /// Takes a frame, whose word is void.
+    /// Takes a frame, and says which one its word still names, or [`NIL`].
     #[inline]
-    fn take_free(&mut self, want: Want) -> Result<u32, StoreError> {
+    fn take_free(&mut self, want: Want) -> Result<(u32, u32), StoreError> {
         let kept_back = match want {
             Want::More => self.nr_reserve,
             Want::Exchange => 0,
@@ -197,7 +218,7 @@ impl<M: FrameMemory> PagePool<M> {
         if self.nr_free <= kept_back {
             return Err(self.no_memory());
         }
-        let index = if self.free_head == NIL {
+        let taken = if self.free_head == NIL {
             let (next, end) = self
                 .fresh
                 .last_mut()
@@ -207,14 +228,14 @@ impl<M: FrameMemory> PagePool<M> {
             if next == end {
                 self.fresh.pop();
             }
-            index
+            (index, NIL)
         } else {
             let index = self.free_head;
             self.free_head = self.word(index);
-            index
+            (index, self.free_head)
         };
         self.nr_free -= 1;
-        Ok(index)
+        Ok(taken)
     }
 
     /// Drops a reference to a page. When the last is gone the page is free, but not before the
@@ -272,38 +293,48 @@ impl<M: FrameMemory> PagePool<M> {
         self.set_word(index, word | ERASE);
     }
 
-    /// Takes a page as [`take`](Self::take) does, but to end a list of reserved pages, after
-    /// `after`.
+    /// Takes a page that nobody refers to yet, to end a list that goes on at `tail`.
     ///
     /// # Errors
     /// [`StoreError::NoMemory`].
     #[inline]
-    pub(crate) fn take_reserved(
+    pub(crate) fn reserve(
         &mut self,
         want: Want,
-        after: Option<Gfn>,
+        list: &mut Reserved,
+        tail: &mut Tail,
     ) -> Result<Gfn, StoreError> {
-        let index = self.take_free(want)?;
-        self.set_word(index, NIL);
-        if let Some(after) = after {
-            self.set_word(self.index(after), index);
+        let (index, named) = self.take_free(want)?;
+        if list.nr == 0 {
+            list.first = index;
+        } else if tail.named != index {
+            self.set_word(tail.last, index);
         }
+        list.nr += 1;
+        *tail = Tail { last: index, named };
         Ok(self.gfn(index))
     }
 
-    /// Takes the first page off a list of reserved pages and gives the rest of the list. The page
-    /// is then referred to once.
+    /// Takes the first page off a list of reserved ones. It is then referred to once.
     #[inline]
-    pub(crate) fn unlink_reserved(&mut self, page: Gfn) -> Option<Gfn> {
-        let next = self.next_reserved(page);
-        self.set_word(self.index(page), 1);
-        next
+    pub(crate) fn take_reserved(&mut self, list: &mut Reserved) -> Option<Gfn> {
+        list.nr = list.nr.checked_sub(1)?;
+        let index = list.first;
+        if list.nr > 0 {
+            list.first = self.word(index);
+        }
+        self.set_word(index, 1);
+        Some(self.gfn(index))
     }
 
-    /// The page that comes after `page` in a list of reserved pages.
-    pub(crate) fn next_reserved(&self, page: Gfn) -> Option<Gfn> {
-        let next = self.word(self.index(page));
-        (next != NIL).then(|| self.gfn(next))
+    /// The pages of a list of reserved ones.
+    pub(crate) fn reserved(&self, list: &Reserved) -> impl Iterator<Item = Gfn> + '_ {
+        let mut index = list.first;
+        (0..list.nr).map(move |_| {
+            let page = self.gfn(index);
+            index = self.word(index);
+            page
+        })
     }
 
     /// Pages that are neither free nor referred to: they wait for open reads.

@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use xen_abi::{Gfn, PAGE_SIZE};
 
-use super::run::Run;
+use super::run::{Part, Parts};
 use super::{PageDisk, SECTORS_PER_PAGE};
 use crate::block_store::{
     BlockStore, Discard, Extent, ExtentSink, OpenRead, OpenWrite, Progress, Steps, StoreError,
@@ -13,7 +13,7 @@ use crate::geometry::{
     Access, BlockSize, DiscardLimits, Geometry, SECTOR_SIZE, SectorRange, SecureDiscard,
 };
 use crate::memory::{FrameAddr, FrameMemory};
-use crate::pool::{PagePool, Want};
+use crate::pool::{PagePool, Tail, Want};
 use crate::table::Leaf;
 
 /// Writes that one disk lets stand open; more are told to come back.
@@ -58,37 +58,29 @@ impl PageDisk {
     ) -> Result<(), StoreError> {
         let numbers = pages(range);
         let mut leaf = self.table.leaf(pool, numbers.start);
-        let mut run = None;
+        let mut parts = Parts::of(range);
         for number in numbers {
             if !leaf.is_for(number) {
                 leaf = self.table.leaf(pool, number);
             }
-            let bytes = bytes_in_page(range, number);
-            let part = match leaf.page(pool, number) {
-                Some(page) => Run::in_page(page, &bytes),
-                None => Run::Absent {
-                    offset: byte_of(number) + bytes.start as u64,
-                    len_bytes: bytes.len(),
-                },
-            };
-            if let Some(run) = Run::join(&mut run, part) {
-                self.name_run(pool, run, sink)?;
+            if let Some(part) = parts.add(number, leaf.page(pool, number)) {
+                self.name_part(pool, part, sink)?;
             }
         }
-        run.map_or(Ok(()), |run| self.name_run(pool, run, sink))
+        parts.end().map_or(Ok(()), |part| self.name_part(pool, part, sink))
     }
 
     #[inline]
-    fn name_run<M: FrameMemory>(
+    fn name_part<M: FrameMemory>(
         &self,
         pool: &mut PagePool<M>,
-        run: Run,
+        part: Part,
         sink: &mut impl ExtentSink,
     ) -> Result<(), StoreError> {
-        match (run, &self.base) {
-            (Run::Frames { at, len_bytes }, _) => sink.extent(Extent::Frames { at, len_bytes }),
-            (Run::Absent { len_bytes, .. }, None) => sink.extent(Extent::Zero { len_bytes }),
-            (Run::Absent { offset, len_bytes }, Some(image)) => {
+        match (part, &self.base) {
+            (Part::Frames { at, len_bytes }, _) => sink.extent(Extent::Frames { at, len_bytes }),
+            (Part::Absent { len_bytes, .. }, None) => sink.extent(Extent::Zero { len_bytes }),
+            (Part::Absent { offset, len_bytes }, Some(image)) => {
                 image.read(pool, offset, len_bytes, sink)?;
             }
         }
@@ -141,51 +133,78 @@ impl PageDisk {
         result
     }
 
-    /// Whether the disk may have one more page and `nr_nodes` more nodes. With its table it takes no
-    /// more of the pool than it would with as many pages as it can have side by side.
-    fn has_room(&self, nr_nodes: u64) -> bool {
+    /// Checks that the disk may have one more page and `nr_nodes` more nodes. With its table it takes
+    /// no more of the pool than it would with as many pages as it can have side by side.
+    #[inline(never)]
+    fn check_room(&self, nr_nodes: u64) -> Result<(), StoreError> {
         let nr_pages = self.table.nr_pages() + self.nr_coming;
         let nr_all = nr_pages + self.table.nr_nodes() + nr_nodes;
-        nr_pages < self.cap_pages
+        if nr_pages < self.cap_pages
             && nr_all < self.cap_pages + self.table.nr_nodes_for(self.cap_pages)
+        {
+            Ok(())
+        } else {
+            Err(StoreError::CapReached { cap_pages: self.cap_pages })
+        }
     }
 
-    /// Adds a page that is to replace the one at `number` to what a write has reserved, after the
-    /// one that was added last.
-    #[inline]
+    /// Reserves a page for each that a write is to replace, and names them.
     fn reserve<M: FrameMemory>(
         &mut self,
         pool: &mut PagePool<M>,
         write: &mut OpenWrite,
-        last: Option<Gfn>,
-        leaf: &mut Option<Leaf>,
+        coverage: Coverage,
+        sink: &mut impl ExtentSink,
+    ) -> Result<(), StoreError> {
+        let is_shared = self.is_shared();
+        let mut leaf: Option<Leaf> = None;
+        let mut tail = Tail::default();
+        let mut parts = Parts::of(write.range);
+        for number in pages(write.range) {
+            let old = match leaf {
+                Some(leaf) if leaf.is_for(number) => leaf.page(pool, number),
+                _ => {
+                    let (owned, old) = self.own_leaf(pool, number)?;
+                    leaf = Some(owned);
+                    old
+                }
+            };
+            let want = match old {
+                // It goes back to the pool when the write is committed.
+                Some(old) if !is_shared || !pool.is_shared(old) => Want::Exchange,
+                Some(_) => Want::More,
+                None => {
+                    self.check_room(0)?;
+                    Want::More
+                }
+            };
+            let page = pool.reserve(want, &mut write.reserved, &mut tail)?;
+            if coverage == Coverage::Partial {
+                self.fill_rest(pool, old, page, number, &bytes_in_page(write.range, number))?;
+            }
+            if old.is_none() {
+                self.nr_coming += 1;
+                write.nr_new += 1;
+            }
+            Part::name_frames(parts.add(number, Some(page)), sink);
+        }
+        Part::name_frames(parts.end(), sink);
+        Ok(())
+    }
+
+    /// Makes the place for the page at `number` the disk's own, and looks which page is there.
+    #[inline(never)]
+    fn own_leaf<M: FrameMemory>(
+        &mut self,
+        pool: &mut PagePool<M>,
         number: u64,
-        bytes: &Range<usize>,
-    ) -> Result<Gfn, StoreError> {
-        let owned = leaf.filter(|leaf| leaf.is_for(number));
-        let found = owned.unwrap_or_else(|| self.table.leaf(pool, number));
-        let old = found.page(pool, number);
-        if old.is_none() && !self.has_room(found.nr_missing()) {
-            return Err(StoreError::CapReached { cap_pages: self.cap_pages });
+    ) -> Result<(Leaf, Option<Gfn>), StoreError> {
+        let found = self.table.leaf(pool, number);
+        let page = found.page(pool, number);
+        if page.is_none() {
+            self.check_room(found.nr_missing())?;
         }
-        if owned.is_none() {
-            *leaf = Some(self.table.own_leaf(pool, number)?);
-        }
-        let want = match old {
-            // It goes back to the pool when the write is committed.
-            Some(old) if !self.is_shared() || !pool.is_shared(old) => Want::Exchange,
-            _ => Want::More,
-        };
-        let page = pool.take_reserved(want, last)?;
-        write.reserved.get_or_insert(page);
-        if bytes.len() < PAGE_SIZE {
-            self.fill_rest(pool, old, page, number, bytes)?;
-        }
-        if old.is_none() {
-            self.nr_coming += 1;
-            write.nr_new += 1;
-        }
-        Ok(page)
+        Ok((self.table.own_leaf(pool, number)?, page))
     }
 
     /// Fills what a write does not cover of a new page with what the old one has there, or the base.
@@ -214,11 +233,9 @@ impl PageDisk {
     }
 
     /// Gives the pages back that were reserved for a write.
-    fn give_back<M: FrameMemory>(&mut self, pool: &mut PagePool<M>, write: &OpenWrite) {
+    fn give_back<M: FrameMemory>(&mut self, pool: &mut PagePool<M>, mut write: OpenWrite) {
         self.nr_coming -= write.nr_new;
-        let mut reserved = write.reserved;
-        while let Some(page) = reserved {
-            reserved = pool.unlink_reserved(page);
+        while let Some(page) = pool.take_reserved(&mut write.reserved) {
             pool.release(page);
         }
     }
@@ -313,34 +330,22 @@ impl<M: FrameMemory> BlockStore<M> for PageDisk {
             return Err(StoreError::NoHeap);
         }
         let mut write = OpenWrite::new(range);
-        let (mut leaf, mut last, mut run) = (None, None, None);
-        for number in pages(range) {
-            let bytes = bytes_in_page(range, number);
-            let page = match self.reserve(pool, &mut write, last, &mut leaf, number, &bytes) {
-                Ok(page) => page,
-                Err(error) => {
-                    self.give_back(pool, &write);
-                    return Err(error);
-                }
-            };
-            last = Some(page);
-            Run::name_frames(Run::join(&mut run, Run::in_page(page, &bytes)), sink);
+        if let Err(error) = self.reserve(pool, &mut write, written.coverage, sink) {
+            self.give_back(pool, write);
+            return Err(error);
         }
-        Run::name_frames(run, sink);
         self.nr_partial_writes += usize::from(written.coverage == Coverage::Partial);
         self.open_writes.push(written);
         Ok(write)
     }
 
-    fn commit_write(&mut self, pool: &mut PagePool<M>, write: OpenWrite) {
+    fn commit_write(&mut self, pool: &mut PagePool<M>, mut write: OpenWrite) {
         self.close(&write);
         self.nr_coming -= write.nr_new;
         let numbers = pages(write.range);
         let mut leaf = self.table.leaf(pool, numbers.start);
-        let mut reserved = write.reserved;
         for number in numbers {
-            let Some(page) = reserved else { break };
-            reserved = pool.unlink_reserved(page);
+            let Some(page) = pool.take_reserved(&mut write.reserved) else { break };
             if !leaf.is_for(number) {
                 leaf = self.table.leaf(pool, number);
             }
@@ -352,7 +357,7 @@ impl<M: FrameMemory> BlockStore<M> for PageDisk {
 
     fn abort_write(&mut self, pool: &mut PagePool<M>, write: OpenWrite) {
         self.close(&write);
-        self.give_back(pool, &write);
+        self.give_back(pool, write);
     }
 
     /// What is discarded reads as the base has it.
