@@ -84,7 +84,8 @@ class Device:
     def wait_gone(self, store: Xenstore) -> None:
         """Waits for the backend to remove its directory, and removes those above it that are empty then."""
         store.wait(self.state_path, None)
-        _remove_empty(store, self.backend_path.rpartition("/")[0], 1)
+        # backend/vbd/0 and up to backend, as libxl__xs_path_cleanup does.
+        _remove_empty(store, self.backend_path.rpartition("/")[0], 3)
 
     def remove_frontend(self, store: Xenstore) -> None:
         store.remove(self.frontend_path)

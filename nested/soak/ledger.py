@@ -1,6 +1,6 @@
 """What a soak must leave as it was, counted."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from ..dom0.domain import Granary, Usage
 from ..dom0.xen import Mismatch, Stuck, domains, eventually, xenstore
@@ -12,20 +12,17 @@ class Ledger:
 
     usage: Usage
     """Granary's own books: pages, grant handles, event channel ports, watches, disks."""
-    own_nodes: int
-    """Nodes below Granary's xenstore directory, which are charged to its quota."""
-    all_nodes: int
+    nodes: frozenset[str]
     """All nodes of xenstore, those of guests that are gone included."""
-    domains: tuple[str, ...]
+    domains: frozenset[str]
     """The domains that Xen lists, dying ones too."""
 
     @classmethod
     def now(cls, granary: Granary) -> "Ledger":
         return cls(
             granary.usage(),
-            len(xenstore.ls(granary.home)),
-            sum(len(xenstore.ls(path)) for path in ("/local", "/vm", "/libxl")),
-            tuple(sorted(f"{domain.name} ({domain.domid})" for domain in domains())),
+            frozenset().union(*(xenstore.ls(path) for path in ("/local", "/vm", "/libxl"))),
+            frozenset(f"{domain.name} ({domain.domid})" for domain in domains()),
         )
 
     def check(self, granary: Granary) -> None:
@@ -34,9 +31,13 @@ class Ledger:
             eventually("as before", lambda: Ledger.now(granary) == self, limit=30, poll=1)
         except Stuck:
             after = Ledger.now(granary)
-            different = [
-                f"{field.name}: {getattr(self, field.name)} before, {getattr(after, field.name)} after"
-                for field in fields(self)
-                if getattr(self, field.name) != getattr(after, field.name)
-            ]
-            raise Mismatch("; ".join(different)) from None
+            different = [_left("nodes", self.nodes, after.nodes), _left("domains", self.domains, after.domains)]
+            if self.usage != after.usage:
+                different.append(f"usage: {self.usage} before, {after.usage} after")
+            raise Mismatch("; ".join(filter(None, different))) from None
+
+
+def _left(what: str, before: frozenset[str], after: frozenset[str]) -> str:
+    """How two sets differ, in words."""
+    new, gone = sorted(after - before), sorted(before - after)
+    return ", ".join([f"{what} left behind: {' '.join(new)}"] * bool(new) + [f"{what} missing: {' '.join(gone)}"] * bool(gone))
