@@ -48,6 +48,8 @@ GRUB = LAB / "guest" / "grub"
 GRUB_PV = LAB / "guest" / "grub-pv"
 """GRUB as a 64-bit PV kernel."""
 
+QEMU = Path("/usr/libexec/xen-qemu-system-i386")
+
 GRANARYCTL = LAB / "scripts" / "granaryctl"
 PACK = LAB / "scripts" / "pack"
 DISK_IMAGES = LAB / "disks.tar"

@@ -29,7 +29,7 @@ def scenario(*, limit: float, group: str = "test"):
 
     `limit` is a hang guard in seconds of dom0's clock, three times what it usually takes or more,
     and never a verdict.
-    `group` is when it runs: "test" always, "all" with --all only, "run" in scripts/run and "soak" in scripts/soak only.
+    `group` is when it runs: "test" always, "all" with --all only, "run", "soak" and "bench" in the script of that name only.
     """
 
     def register(body: "Callable[[Lab], None]") -> "Callable[[Lab], None]":

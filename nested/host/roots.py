@@ -48,6 +48,7 @@ class Suite:
             "e2fsprogs",
             "util-linux",
             "grub-xen-host",
+            "qemu-system-xen",
         ]
 
 
@@ -79,6 +80,8 @@ DOM0_MODULES = [
     "loop",
     "brd",
 ]
+# What serves disks of the type qdisk.
+QEMU = "usr/libexec/xen-qemu-system-i386"
 GUEST_PROGRAMS = ["mke2fs", "e2fsck", "blkdiscard", "fstrim"]
 # ext4 asks for crc32c by name at run time, which no dependency tells.
 GUEST_MODULES = ["xen-blkfront", "crc32c_generic", "ext4", "loop"]
@@ -276,6 +279,9 @@ class _Root:
         programs = {name: self._xen / "bin" / name for name in XEN_PROGRAMS}
         programs |= {name: self._program(name) for name in DOM0_PROGRAMS}
         self._base(archive, programs)
+        qemu = self._tree / QEMU
+        archive.file(QEMU, qemu.read_bytes(), 0o755)
+        self._libraries(archive, [qemu])
         # libxl runs its helper by this path.
         archive.link(f"usr/lib/xen-{self._suite.xen}/bin/libxl-save-helper", "/bin/libxl-save-helper")
         python = self._python_library()

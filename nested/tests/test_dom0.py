@@ -65,7 +65,7 @@ class Scenarios(unittest.TestCase):
     def test_each_says_what_must_be_true(self):
         for scenario in known().values():
             self.assertTrue(scenario.says.endswith("."), scenario.name)
-            self.assertIn(scenario.group, {"test", "all", "run", "soak"}, scenario.name)
+            self.assertIn(scenario.group, {"test", "all", "run", "soak", "bench"}, scenario.name)
 
 
 if __name__ == "__main__":

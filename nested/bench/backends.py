@@ -1,0 +1,177 @@
+"""The backends that are compared, each with disks of the same size. For dom0."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from ..dom0 import disks
+from ..dom0.domain import Domain, Granary, Guest, devid
+from ..dom0.names import COPIED_BY, DRIVER_INITRAMFS, GUEST_CMDLINE, GUEST_KERNEL, QEMU
+from ..dom0.xen import Running, eventually, run, xenstore
+
+DISK_MIB = 64
+NR_DISKS = 4
+"""How many a Linux backend has; a Granary has as many as are asked for."""
+
+COPY_INSTRUCTIONS = {"sse": 653, "u64": 1288, "erms": 4096}
+"""What Granary's routines take for a page of 4 KiB (docs/benchmarks.md, "On the host")."""
+
+REP_MOVSQ_INSTRUCTIONS = 512
+"""A page by `rep movsq`, as Linux and Xen copy here: the emulator counts an iteration as an instruction."""
+
+
+class Backend(ABC):
+    """One that serves disks of DISK_MIB."""
+
+    name: str
+    """Its row in the tables."""
+    domid: int
+
+    @abstractmethod
+    def attach(self, guest: Guest, vdev: str) -> None:
+        """Attaches one of its disks; returns when the guest can use it."""
+
+    @abstractmethod
+    def detach(self, guest: Guest, vdev: str) -> None: ...
+
+    @abstractmethod
+    def destroy(self) -> None: ...
+
+    def copy_instructions(self, *, persistent: bool) -> int:
+        """What it takes to copy a page of data, the hypervisor's part included."""
+        return REP_MOVSQ_INSTRUCTIONS
+
+
+class OfGranary(Backend):
+    """A Granary that copies by one of its routines, or by the one it chooses itself."""
+
+    def __init__(self, routine: str | None = None, memory_mib: int = DISK_MIB + 16):
+        cmdline = f"copy={routine}" if routine else ""
+        self._domain = Granary.create(f"granary-{routine or 'bench'}", memory=memory_mib, cmdline=cmdline)
+        self._routine = self._domain.console.wait(COPIED_BY).group(1)
+        self.name = f"Granary ({self._routine})"
+        self.domid = self._domain.domid
+
+    def attach(self, guest: Guest, vdev: str) -> None:
+        guest.attach(disks.ram(vdev, f"{DISK_MIB}M", backend=self._domain.name))
+
+    def detach(self, guest: Guest, vdev: str) -> None:
+        guest.detach(vdev)
+
+    def destroy(self) -> None:
+        self._domain.destroy()
+
+    def taken_kib(self) -> float:
+        """The memory that it has in use, from wherever it counts."""
+        usage = self._domain.usage()
+        return usage.heap_peak_bytes / 1024 - usage.free_pages * 4
+
+    def copy_instructions(self, *, persistent: bool) -> int:
+        return COPY_INSTRUCTIONS[self._routine] if persistent else REP_MOVSQ_INSTRUCTIONS
+
+
+class OfLinux(Backend):
+    """blkback over brd in a Linux PVH domain.
+
+    A real one runs `xl devd`, which says what device a disk is and removes what was detached. Here
+    dom0 does that for it: it is nothing that a request waits for.
+    """
+
+    name = "Linux driver domain"
+
+    def __init__(self, memory_mib: int = DISK_MIB * NR_DISKS + 128, disk_mib: int = DISK_MIB):
+        self._domain = LinuxDriver.create("linux-driver", memory_mib, disk_mib)
+        self.domid = self._domain.domid
+        self._free = list(range(NR_DISKS))
+        self._used: dict[str, int] = {}
+
+    def attach(self, guest: Guest, vdev: str) -> None:
+        self._used[vdev] = self._free.pop(0)
+        guest.try_attach(disks.granary(vdev, "brd", backend=self._domain.name)).expect(0)
+        directory = self._directory(guest, vdev)
+        xenstore.write(f"{directory}/physical-device", f"1:{self._used[vdev]:x}")
+        xenstore.write(f"{directory}/hotplug-status", "connected")
+        guest.wait_disk(vdev)
+
+    def detach(self, guest: Guest, vdev: str) -> None:
+        detaching = Running("xl", "block-detach", guest.name, vdev)
+        directory = self._directory(guest, vdev)
+        eventually("blkback has closed", lambda: xenstore.read(f"{directory}/state") == "6")
+        xenstore.remove(directory)
+        detaching.wait().expect(0)
+        self._free.append(self._used.pop(vdev))
+
+    def destroy(self) -> None:
+        self._domain.destroy()
+
+    def taken_kib(self) -> float:
+        """The memory that it has in use, from wherever it counts."""
+        return -int(self._domain.sh("sed -n 's/^MemAvailable: *//p' /proc/meminfo").removesuffix(" kB"))
+
+    def _directory(self, guest: Domain, vdev: str) -> str:
+        return f"{self._domain.home}/backend/vbd/{guest.domid}/{devid(vdev)}"
+
+
+class LinuxDriver(Guest):
+    """A Linux that has nothing but blkback and RAM disks."""
+
+    @classmethod
+    def create(cls, name: str, memory_mib: int, disk_mib: int) -> "LinuxDriver":
+        return cls._boot(
+            name,
+            (),
+            kernel=str(GUEST_KERNEL),
+            ramdisk=str(DRIVER_INITRAMFS),
+            cmdline=f"{GUEST_CMDLINE} brd.rd_nr={NR_DISKS} brd.rd_size={disk_mib << 10}",
+            memory=memory_mib,
+            driver_domain=1,
+        )
+
+
+class InDom0(Backend):
+    """blkback over brd in dom0."""
+
+    name = "Linux in dom0"
+    domid = 0
+
+    def __init__(self):
+        run("rmmod", "brd").expect(0)
+        run("insmod", "/modules/brd.ko", f"rd_nr={NR_DISKS}", f"rd_size={DISK_MIB << 10}").expect(0)
+
+    def attach(self, guest: Guest, vdev: str) -> None:
+        guest.attach(disks.blkback(vdev, f"/dev/ram{self._number(vdev)}"))
+
+    def detach(self, guest: Guest, vdev: str) -> None:
+        guest.detach(vdev)
+
+    def destroy(self) -> None:
+        pass
+
+    @staticmethod
+    def _number(vdev: str) -> int:
+        return (ord(vdev[3]) - ord("a")) % NR_DISKS
+
+
+class OfQemu(Backend):
+    """QEMU in dom0, over a file in memory: what libxl calls qdisk."""
+
+    name = "qdisk in dom0"
+    domid = 0
+
+    def __init__(self, guest: Guest):
+        run("truncate", "-s", f"{DISK_MIB}M", str(_QDISK)).expect(0)
+        silent = ["-nodefaults", "-nographic", "-monitor", "null", "-serial", "null", "-parallel", "null"]
+        self._qemu = Running(str(QEMU), "-M", "xenpv", "-xen-domid", str(guest.domid), "-xen-attach", "-name", "qdisk", *silent)
+
+    def attach(self, guest: Guest, vdev: str) -> None:
+        guest.attach(disks.Disk(vdev, f"vdev={vdev},format=raw,access=rw,backendtype=qdisk,target={_QDISK}"))
+
+    def detach(self, guest: Guest, vdev: str) -> None:
+        guest.detach(vdev)
+
+    def destroy(self) -> None:
+        self._qemu.terminate()
+        self._qemu.wait()
+        _QDISK.unlink()
+
+
+_QDISK = Path("/tmp/qdisk.img")
