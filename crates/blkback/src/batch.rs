@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use blkif::{CheckedSegment, IndirectOp};
 use store::{Extent, ExtentSink, FrameAddr};
-use xen_abi::{CopyPtr, DomId, Gfn, GntStatus, GnttabCopy, PAGE_SIZE};
+use xen_abi::{CopyPtr, DomId, Gfn, GntStatus, GnttabCopy, GrantRef, PAGE_SIZE};
 
 use crate::Grants;
 use crate::persistent::{Persistent, Place};
@@ -102,23 +102,33 @@ pub(crate) struct Gather<'a, G: Grants> {
 }
 
 impl<G: Grants> Gather<'_, G> {
-    /// Copies between a mapped or granted page, from byte `offset` on, and a frame of ours.
-    fn copy(&mut self, piece: Piece, offset: u16, frame: FrameAddr, len_bytes: u16) {
-        if let (Some(mapped), Some(place)) = (self.mapped, piece.place) {
-            let page = mapped.page(place);
-            match self.direction {
-                IndirectOp::Read => self.grants.copy_out(frame, page, offset, len_bytes),
-                IndirectOp::Write => self.grants.copy_in(page, offset, frame, len_bytes),
-            }
-            return;
+    /// Copies between a mapped page, from byte `offset` on, and frames of ours.
+    // A call leaves the loop over the segments its registers.
+    #[inline(never)]
+    fn copy(&mut self, page: &G::Mapping, offset: u16, at: FrameAddr, len_bytes: u16) {
+        match self.direction {
+            IndirectOp::Read => self.grants.copy_out(at, page, offset, len_bytes),
+            IndirectOp::Write => self.grants.copy_in(page, offset, at, len_bytes),
         }
-        let grant = CopyPtr::grant(self.peer, piece.segment.gref(), offset);
-        let frame = CopyPtr::frame(frame.gfn(), frame.offset());
-        let copy = match self.direction {
-            IndirectOp::Read => GnttabCopy::to_grant(frame, grant, len_bytes),
-            IndirectOp::Write => GnttabCopy::from_grant(grant, frame, len_bytes),
-        };
-        self.batch.push(self.grants, self.owner, copy);
+    }
+
+    /// Adds the copies between a granted page and frames of ours, each within one frame.
+    #[inline(never)]
+    fn copy_by_xen(&mut self, gref: GrantRef, mut offset: u16, mut at: FrameAddr, mut left: u16) {
+        while left > 0 {
+            #[expect(clippy::cast_possible_truncation, reason = "4096")]
+            let len_bytes = left.min(PAGE_SIZE as u16 - at.offset());
+            let grant = CopyPtr::grant(self.peer, gref, offset);
+            let frame = CopyPtr::frame(at.gfn(), at.offset());
+            let copy = match self.direction {
+                IndirectOp::Read => GnttabCopy::to_grant(frame, grant, len_bytes),
+                IndirectOp::Write => GnttabCopy::from_grant(grant, frame, len_bytes),
+            };
+            self.batch.push(self.grants, self.owner, copy);
+            at = at.after(len_bytes.into());
+            offset += len_bytes;
+            left -= len_bytes;
+        }
     }
 }
 
@@ -129,20 +139,24 @@ impl<G: Grants> ExtentSink for Gather<'_, G> {
             Extent::Zero { len_bytes } => (Some(FrameAddr::start_of(self.zero)), len_bytes),
             Extent::Discarded { len_bytes } => (None, len_bytes),
         };
+        let is_in_frames = matches!(extent, Extent::Frames { .. });
         while left > 0 {
             let [piece, rest @ ..] = self.pieces else {
                 debug_assert!(false, "a store names more bytes than were asked for");
                 return;
             };
             let room = piece.segment.len_bytes() - self.used_bytes;
-            let in_frame = at.map_or(PAGE_SIZE, |at| PAGE_SIZE - usize::from(at.offset()));
-            // At most a segment.
-            let len_bytes = u16::try_from(left.min(in_frame)).map_or(room, |len| len.min(room));
-            if let Some(frame) = at {
+            let len_bytes = u16::try_from(left).map_or(room, |left| left.min(room));
+            if let Some(from) = at {
                 let offset = piece.segment.offset() + self.used_bytes;
-                self.copy(*piece, offset, frame, len_bytes);
-                if matches!(extent, Extent::Frames { .. }) {
-                    at = Some(frame.after(len_bytes.into()));
+                match (self.mapped, piece.place) {
+                    (Some(mapped), Some(place)) => {
+                        self.copy(mapped.page(place), offset, from, len_bytes);
+                    }
+                    _ => self.copy_by_xen(piece.segment.gref(), offset, from, len_bytes),
+                }
+                if is_in_frames {
+                    at = Some(from.after(len_bytes.into()));
                 }
             }
             left -= usize::from(len_bytes);

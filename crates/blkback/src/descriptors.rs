@@ -14,6 +14,9 @@ pub(crate) struct Descriptors {
     nr_taken: usize,
 }
 
+/// A segment that is not parsed yet.
+pub(crate) type SegmentBytes = [u8; Segment::LEN_BYTES];
+
 /// The segments of one indirect request, in our own memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fetched {
@@ -70,48 +73,15 @@ impl Fetched {
         })
     }
 
-    /// The request's segments, as they were fetched.
-    pub(crate) fn segments<M>(self, memory: &M, nr: u16) -> Segments<'_, M> {
-        Segments {
-            memory,
-            at: self.at,
-            left: nr.into(),
-            bytes: [[0; Segment::LEN_BYTES]; CHUNK],
-            taken: CHUNK,
-        }
-    }
-}
-
-/// Segments that are read from our memory at a time.
-const CHUNK: usize = 32;
-
-/// The segments of an indirect request, one after the other.
-pub(crate) struct Segments<'a, M> {
-    memory: &'a M,
-    /// The next that is not read.
-    at: FrameAddr,
-    /// How many are not read.
-    left: usize,
-    /// Those that were read last, and how many of them are taken.
-    bytes: [[u8; Segment::LEN_BYTES]; CHUNK],
-    taken: usize,
-}
-
-impl<M: FrameMemory> Iterator for Segments<'_, M> {
-    type Item = Segment;
-
-    fn next(&mut self) -> Option<Segment> {
-        if self.taken == CHUNK {
-            // The last of them go to the end of the chunk.
-            let nr = self.left.min(CHUNK);
-            self.taken = CHUNK - nr;
-            let chunk = self.bytes[self.taken..].as_flattened_mut();
-            self.memory.read(self.at, chunk);
-            self.at = self.at.after(chunk.len());
-            self.left -= nr;
-        }
-        let bytes = self.bytes.get(self.taken)?;
-        self.taken += 1;
-        Some(Segment::parse(*bytes))
+    /// The request's segments, as they were fetched, by way of `bytes`.
+    pub(crate) fn segments<'a, M: FrameMemory>(
+        self,
+        memory: &M,
+        nr: u16,
+        bytes: &'a mut [SegmentBytes],
+    ) -> impl Iterator<Item = Segment> + 'a {
+        let bytes = &mut bytes[..nr.into()];
+        memory.read(self.at, bytes.as_flattened_mut());
+        bytes.iter().map(|&bytes| Segment::parse(bytes))
     }
 }

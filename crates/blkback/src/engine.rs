@@ -15,7 +15,7 @@ use store::{Access, BlockStore, FrameMemory, Geometry, PagePool, SECTOR_SIZE};
 use xen_abi::{DomId, EvtchnPort, Gfn, GntStatus, PAGE_SIZE};
 
 use crate::batch::{Batch, Piece};
-use crate::descriptors::{Descriptors, Fetched};
+use crate::descriptors::{Descriptors, Fetched, SegmentBytes};
 use crate::persistent::Persistent;
 use crate::refused::{Reason, Refused};
 use crate::round::{Entry, Kind, Round, State, Task};
@@ -118,6 +118,8 @@ pub struct Engine {
     round: Vec<Entry>,
     /// Those among them whose segments lie in pages: the place in the round, and where to.
     indirect: Vec<(usize, Indirect, Fetched)>,
+    /// The segments of one of them at a time, as they lie there.
+    segment_bytes: Vec<SegmentBytes>,
     /// The segments of all of them.
     pieces: Vec<Piece>,
     max_indirect: MaxIndirectSegments,
@@ -137,6 +139,7 @@ impl Engine {
             descriptors: Descriptors::new(area, max_indirect),
             round: Vec::with_capacity(MAX_REQUESTS),
             indirect: Vec::with_capacity(MAX_REQUESTS),
+            segment_bytes: alloc::vec![SegmentBytes::default(); max_indirect.get().into()],
             pieces: Vec::with_capacity(MAX_SEGMENTS + max_segments),
             max_indirect,
         }
@@ -172,6 +175,7 @@ impl Engine {
             nr_ended: 0,
             indirect: &self.indirect,
             batch: &mut self.batch,
+            segment_bytes: &mut self.segment_bytes,
             pieces: &mut self.pieces,
             mapped: queue.mapped.as_mut(),
             stats: &mut queue.stats,

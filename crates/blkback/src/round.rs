@@ -5,13 +5,13 @@ use core::ops::Range;
 
 use blkif::{Indirect, IndirectOp, Malformed, OpCode, RequestId, Sector, Segment};
 use store::{
-    Access, BlockStore, Discard, FrameMemory, Geometry, OpenRead, OpenWrite, Progress, SectorRange,
-    SecureDiscard, Steps, StoreError,
+    Access, BlockStore, Discard, FrameMemory, Geometry, OpenRead, OpenWrite, Progress, SECTOR_SIZE,
+    SectorRange, SecureDiscard, Steps, StoreError,
 };
 use xen_abi::{CopyPtr, DomId, GnttabCopy};
 
 use crate::batch::{Batch, Gather, Piece};
-use crate::descriptors::Fetched;
+use crate::descriptors::{Fetched, SegmentBytes};
 use crate::engine::{Discards, Media};
 use crate::persistent::Persistent;
 use crate::refused::Reason;
@@ -63,6 +63,7 @@ pub(crate) enum State {
 pub(crate) struct Task {
     kind: Kind,
     sector: Sector,
+    nr_sectors: u64,
     /// Its segments among those of the round.
     pieces: Range<usize>,
 }
@@ -86,6 +87,8 @@ pub(crate) struct Round<'a, 'm, G: Grants, M, D> {
     pub(crate) nr_ended: usize,
     pub(crate) indirect: &'a [(usize, Indirect, Fetched)],
     pub(crate) batch: &'a mut Batch,
+    /// Where the segments of an indirect request are read to.
+    pub(crate) segment_bytes: &'a mut [SegmentBytes],
     /// The segments of all its requests.
     pub(crate) pieces: &'a mut Vec<Piece>,
     pub(crate) mapped: Option<&'a mut Persistent<G::Mapping>>,
@@ -132,7 +135,7 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
                 None => Task::parse(
                     indirect.op().into(),
                     indirect.sector(),
-                    fetched.segments(memory, indirect.nr_segments()),
+                    fetched.segments(memory, indirect.nr_segments(), self.segment_bytes),
                     self.pieces,
                     &self.geometry,
                     self.stats,
@@ -234,9 +237,7 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
 
     /// Begins a read or write of a request's segments.
     fn transfer(&mut self, owner: usize, direction: IndirectOp, task: &Task) -> Result<(), Reason> {
-        let pieces = &self.pieces[task.pieces.clone()];
-        let nr = pieces.iter().map(|piece| u64::from(piece.segment.nr_sectors())).sum();
-        let range = SectorRange::on(&self.geometry, task.sector.0, nr)?;
+        let range = SectorRange::on(&self.geometry, task.sector.0, task.nr_sectors)?;
         if direction == IndirectOp::Write && self.media.access == Access::ReadOnly {
             return Err(Reason::ReadOnly);
         }
@@ -360,10 +361,10 @@ impl Task {
     ) -> State {
         let start = pieces.len();
         match check(pieces, geometry, segments) {
-            Ok(()) => {
+            Ok(nr_sectors) => {
                 let pieces = start..pieces.len();
                 stats.segments.count(pieces.len());
-                State::Parsed(Self { kind, sector, pieces })
+                State::Parsed(Self { kind, sector, nr_sectors, pieces })
             }
             Err(reason) => {
                 pieces.truncate(start);
@@ -373,20 +374,23 @@ impl Task {
     }
 }
 
-/// Checks segments against their page and the disk's logical block size.
+/// Checks segments against their page and the disk's logical block size: how many sectors they
+/// come to.
 fn check(
     pieces: &mut Vec<Piece>,
     geometry: &Geometry,
     segments: impl Iterator<Item = Segment>,
-) -> Result<(), Reason> {
+) -> Result<u64, Reason> {
     let block_bytes = geometry.logical.bytes();
-    let whole = |bytes: u16| u32::from(bytes).is_multiple_of(block_bytes);
+    let mut len_bytes = 0;
     for (n, segment) in segments.enumerate() {
         let segment = segment.check().map_err(|error| Reason::Segment { n, error })?;
-        if !whole(segment.offset()) || !whole(segment.len_bytes()) {
+        // A power of two.
+        if u32::from(segment.offset() | segment.len_bytes()) & (block_bytes - 1) != 0 {
             return Err(Reason::SegmentBlock { n, block_bytes });
         }
+        len_bytes += usize::from(segment.len_bytes());
         pieces.push(Piece { segment, place: None });
     }
-    Ok(())
+    Ok((len_bytes / SECTOR_SIZE) as u64)
 }

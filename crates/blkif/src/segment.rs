@@ -79,7 +79,8 @@ impl Segment {
         if first > last {
             return Err(SegmentError::Order { first, last });
         }
-        Ok(CheckedSegment { gref, first, nr_sectors: last - first + 1 })
+        let offset = first as u16 * SECTOR_SIZE;
+        Ok(CheckedSegment { gref, offset, len_bytes: (last as u16 + 1) * SECTOR_SIZE - offset })
     }
 }
 
@@ -87,8 +88,8 @@ impl Segment {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CheckedSegment {
     gref: GrantRef,
-    first: u8,
-    nr_sectors: u8,
+    offset: u16,
+    len_bytes: u16,
 }
 
 impl CheckedSegment {
@@ -101,19 +102,13 @@ impl CheckedSegment {
     /// Its first byte within the page: 0 to 3584, a multiple of 512.
     #[must_use]
     pub const fn offset(&self) -> u16 {
-        self.first as u16 * SECTOR_SIZE
+        self.offset
     }
 
     /// Its bytes: 512 to 4096, a multiple of 512.
     #[must_use]
     pub const fn len_bytes(&self) -> u16 {
-        self.nr_sectors as u16 * SECTOR_SIZE
-    }
-
-    /// Its sectors: 1 to 8.
-    #[must_use]
-    pub const fn nr_sectors(&self) -> u8 {
-        self.nr_sectors
+        self.len_bytes
     }
 }
 
