@@ -55,6 +55,7 @@ impl Frames {
     }
 
     /// The address of `len` bytes at `at`, all of them in one run.
+    #[inline]
     fn at(&self, at: FrameAddr, len: usize) -> *mut u8 {
         let end = usize::from(at.offset()) + len;
         if !self.contain(at.gfn(), end.div_ceil(PAGE_SIZE) as u64) {
@@ -130,6 +131,17 @@ impl FrameMemory for Frames {
         // SAFETY: `word` has checked place and alignment. Volatile: one store.
         unsafe { word.write_volatile(value) };
     }
+
+    #[inline]
+    fn replace_u32(&mut self, at: FrameAddr, value: u32) -> u32 {
+        let word = self.word(at);
+        // SAFETY: as in `load_u32` and `store_u32`.
+        unsafe {
+            let old = word.read();
+            word.write_volatile(value);
+            old
+        }
+    }
 }
 
 #[cfg(test)]
@@ -172,6 +184,8 @@ mod tests {
         assert_eq!(back[106..], [0, 7]);
         frames.store_u32(addr(first, 4092), 0x0101_0102);
         assert_eq!(frames.load_u32(addr(first, 4092)), 0x0101_0102);
+        assert_eq!(frames.replace_u32(addr(first, 4092), 3), 0x0101_0102);
+        assert_eq!(frames.load_u32(addr(first, 4092)), 3);
     }
 
     #[test]

@@ -74,4 +74,12 @@ pub trait FrameMemory {
 
     /// Stores the 4-aligned word at `at`, in one store.
     fn store_u32(&mut self, at: FrameAddr, value: u32);
+
+    /// Stores the 4-aligned word at `at`, and gives the one that was there.
+    #[inline]
+    fn replace_u32(&mut self, at: FrameAddr, value: u32) -> u32 {
+        let old = self.load_u32(at);
+        self.store_u32(at, value);
+        old
+    }
 }

@@ -240,10 +240,22 @@ impl<M: FrameMemory> PagePool<M> {
 
     /// Drops a reference to a page. When the last is gone the page is free, but not before the
     /// reads that are open have ended.
+    #[inline]
     pub fn release(&mut self, page: Gfn) {
         let index = self.index(page);
         let word = self.word(index);
         debug_assert!(word & !ERASE > 0, "page {page} is released more often than it was taken");
+        if word == 1 && self.nr_reads == 0 {
+            self.free(index);
+        } else {
+            self.release_seen(page, index, word);
+        }
+    }
+
+    /// Drops a reference to a page that others refer to, that is to be erased, or that reads may
+    /// see.
+    #[inline(never)]
+    fn release_seen(&mut self, page: Gfn, index: u32, word: u32) {
         if word & !ERASE > 1 {
             self.set_word(index, word - 1);
             return;
@@ -262,6 +274,12 @@ impl<M: FrameMemory> PagePool<M> {
         if doomed {
             self.memory.zero(FrameAddr::start_of(page), PAGE_SIZE);
         }
+        self.free(index);
+    }
+
+    /// Puts a page that nobody refers to before all that are free.
+    #[inline]
+    fn free(&mut self, index: u32) {
         self.set_word(index, self.free_head);
         self.free_head = index;
         self.nr_free += 1;
@@ -320,10 +338,8 @@ impl<M: FrameMemory> PagePool<M> {
     pub(crate) fn take_reserved(&mut self, list: &mut Reserved) -> Option<Gfn> {
         list.nr = list.nr.checked_sub(1)?;
         let index = list.first;
-        if list.nr > 0 {
-            list.first = self.word(index);
-        }
-        self.set_word(index, 1);
+        let at = self.word_at(index);
+        list.first = self.memory.replace_u32(at, 1);
         Some(self.gfn(index))
     }
 

@@ -172,8 +172,7 @@ impl PageTable {
             return Some(page);
         };
         let at = entry(node, 0, number);
-        let old = load(pool, at);
-        store(pool, at, Some(page));
+        let old = page_of(pool.memory_mut().replace_u32(at, entry_of(Some(page))));
         self.nr_pages += u64::from(old.is_none());
         old
     }
@@ -472,18 +471,28 @@ fn entry(node: Gfn, level: u32, number: u64) -> FrameAddr {
     FrameAddr::new(node, index * ENTRY_BYTES)
 }
 
+#[inline]
 fn load<M: FrameMemory>(pool: &PagePool<M>, at: FrameAddr) -> Option<Gfn> {
-    match pool.memory().load_u32(at) {
-        0 => None,
-        gfn => Some(Gfn(u64::from(gfn))),
-    }
+    page_of(pool.memory().load_u32(at))
 }
 
 fn store<M: FrameMemory>(pool: &mut PagePool<M>, at: FrameAddr, page: Option<Gfn>) {
+    pool.memory_mut().store_u32(at, entry_of(page));
+}
+
+/// What an entry refers to.
+const fn page_of(entry: u32) -> Option<Gfn> {
+    match entry {
+        0 => None,
+        gfn => Some(Gfn(gfn as u64)),
+    }
+}
+
+/// The entry that refers to a page or a node.
+fn entry_of(page: Option<Gfn>) -> u32 {
     // The pool has no frame whose number needs more than 32 bits, and none with number 0.
     #[expect(clippy::cast_possible_truncation, reason = "checked when the pool was made")]
-    let value = page.map_or(0, |gfn| gfn.0 as u32);
-    pool.memory_mut().store_u32(at, value);
+    page.map_or(0, |gfn| gfn.0 as u32)
 }
 
 /// What a node's entries refer to.
