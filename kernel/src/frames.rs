@@ -3,7 +3,7 @@
 use core::ptr;
 
 use store::{FrameAddr, FrameMemory};
-use xen_abi::{Gfn, PAGE_SIZE};
+use xen_abi::{Gfn, PAGE_SHIFT};
 
 use crate::copy;
 use crate::region::Region;
@@ -11,8 +11,9 @@ use crate::region::Region;
 /// The frames of the page pool and of the boot modules: a handle.
 #[derive(Debug)]
 pub(crate) struct Frames {
-    /// The run that nearly all that is asked for is in.
-    first: Run,
+    /// The run that nearly all that is asked for is in: its first byte and their number.
+    start: u64,
+    len_bytes: u64,
     others: &'static [Run],
 }
 
@@ -25,20 +26,29 @@ impl Frames {
     /// lies in them.
     pub(crate) const unsafe fn new(runs: &'static [Run]) -> Self {
         match runs {
-            [first, others @ ..] => Self { first: *first, others },
-            [] => Self { first: (Gfn(0), 0), others: &[] },
+            &[(first, nr), ref others @ ..] => {
+                Self { start: first.0 << PAGE_SHIFT, len_bytes: nr << PAGE_SHIFT, others }
+            }
+            [] => Self { start: 0, len_bytes: 0, others: &[] },
         }
     }
 
     /// Whether one run has `nr_frames` frames from `gfn` on, and `gfn` in any case.
-    #[inline]
     pub(crate) fn contain(&self, gfn: Gfn, nr_frames: u64) -> bool {
-        contains(self.first, gfn, nr_frames) || self.others_contain(gfn, nr_frames)
+        self.contain_bytes(FrameAddr::start_of(gfn), nr_frames << PAGE_SHIFT)
+    }
+
+    /// Whether one run has `len` bytes from `at` on, and `at` in any case.
+    #[inline]
+    fn contain_bytes(&self, at: FrameAddr, len: u64) -> bool {
+        contains(self.start, self.len_bytes, at, len) || self.others_contain(at, len)
     }
 
     #[inline(never)]
-    fn others_contain(&self, gfn: Gfn, nr_frames: u64) -> bool {
-        self.others.iter().any(|&run| contains(run, gfn, nr_frames))
+    fn others_contain(&self, at: FrameAddr, len: u64) -> bool {
+        self.others
+            .iter()
+            .any(|&(first, nr)| contains(first.0 << PAGE_SHIFT, nr << PAGE_SHIFT, at, len))
     }
 
     /// Copies out of pages that a peer shares, each byte fetched once.
@@ -57,8 +67,7 @@ impl Frames {
     /// The address of `len` bytes at `at`, all of them in one run.
     #[inline]
     fn at(&self, at: FrameAddr, len: usize) -> *mut u8 {
-        let end = usize::from(at.offset()) + len;
-        if !self.contain(at.gfn(), end.div_ceil(PAGE_SIZE) as u64) {
+        if !self.contain_bytes(at, len as u64) {
             outside(at, len);
         }
         address(at)
@@ -68,7 +77,7 @@ impl Frames {
     #[inline]
     fn word(&self, at: FrameAddr) -> *mut u32 {
         // One that is aligned ends in the frame that it begins in.
-        if !at.paddr().is_multiple_of(4) || !self.contain(at.gfn(), 1) {
+        if !at.paddr().is_multiple_of(4) || !self.contain_bytes(at, 1) {
             outside(at, size_of::<u32>());
         }
         address(at).cast()
@@ -76,9 +85,9 @@ impl Frames {
 }
 
 #[inline]
-fn contains((first, nr): Run, gfn: Gfn, nr_frames: u64) -> bool {
-    let before = gfn.0.wrapping_sub(first.0);
-    before < nr && nr_frames <= nr - before
+fn contains(start: u64, len_bytes: u64, at: FrameAddr, len: u64) -> bool {
+    let before = at.paddr().wrapping_sub(start);
+    before < len_bytes && len <= len_bytes - before
 }
 
 /// The address of a byte of the frames.

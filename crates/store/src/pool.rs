@@ -63,7 +63,8 @@ pub struct PagePool<M> {
     zero: Gfn,
 }
 
-/// A list of frames that nobody refers to and that an open read may still name.
+/// A list of frames that nobody refers to and that an open read may still name, in the order in
+/// which they were released. Each one's word but that of the last names the next.
 #[derive(Debug)]
 struct Limbo {
     head: u32,
@@ -81,6 +82,15 @@ pub(crate) struct Reserved {
 
 impl Reserved {
     pub(crate) const NONE: Self = Self { first: NIL, nr: 0 };
+}
+
+/// A list of frames whose last references were dropped one after the other. Each one's word but
+/// that of the last names the next.
+#[derive(Default)]
+pub(crate) struct Released {
+    first: u32,
+    last: u32,
+    nr: u32,
 }
 
 /// Where a list of reserved frames goes on.
@@ -209,7 +219,7 @@ impl<M: FrameMemory> PagePool<M> {
     }
 
     /// Takes a frame, and says which one its word still names, or [`NIL`].
-    #[inline]
+    #[inline(always)]
     fn take_free(&mut self, want: Want) -> Result<(u32, u32), StoreError> {
         let kept_back = match want {
             Want::More => self.nr_reserve,
@@ -240,22 +250,10 @@ impl<M: FrameMemory> PagePool<M> {
 
     /// Drops a reference to a page. When the last is gone the page is free, but not before the
     /// reads that are open have ended.
-    #[inline]
     pub fn release(&mut self, page: Gfn) {
         let index = self.index(page);
         let word = self.word(index);
         debug_assert!(word & !ERASE > 0, "page {page} is released more often than it was taken");
-        if word == 1 && self.nr_reads == 0 {
-            self.free(index);
-        } else {
-            self.release_seen(page, index, word);
-        }
-    }
-
-    /// Drops a reference to a page that others refer to, that is to be erased, or that reads may
-    /// see.
-    #[inline(never)]
-    fn release_seen(&mut self, page: Gfn, index: u32, word: u32) {
         if word & !ERASE > 1 {
             self.set_word(index, word - 1);
             return;
@@ -263,26 +261,48 @@ impl<M: FrameMemory> PagePool<M> {
         let doomed = word & ERASE > 0;
         if self.nr_reads > 0 {
             let limbo = if doomed { &mut self.doomed } else { &mut self.limbo };
-            let next = core::mem::replace(&mut limbo.head, index);
-            if next == NIL {
-                limbo.tail = index;
-            }
+            let last = core::mem::replace(&mut limbo.tail, index);
             limbo.nr += 1;
-            self.set_word(index, next);
+            if limbo.head == NIL {
+                limbo.head = index;
+            } else {
+                self.set_word(last, index);
+            }
             return;
         }
         if doomed {
             self.memory.zero(FrameAddr::start_of(page), PAGE_SIZE);
         }
-        self.free(index);
-    }
-
-    /// Puts a page that nobody refers to before all that are free.
-    #[inline]
-    fn free(&mut self, index: u32) {
         self.set_word(index, self.free_head);
         self.free_head = index;
         self.nr_free += 1;
+        debug_assert!(self.nr_free <= self.nr_total, "more pages are free than there are");
+    }
+
+    /// Drops a reference to a page as [`release`](Self::release) does, one of several that are
+    /// [put back](Self::put_back) together if they become free.
+    #[inline(always)]
+    pub(crate) fn release_to(&mut self, list: &mut Released, page: Gfn) {
+        let index = self.index(page);
+        if self.nr_reads > 0 || self.word(index) != 1 {
+            self.release(page);
+        } else if list.nr == 0 {
+            *list = Released { first: index, last: index, nr: 1 };
+        } else {
+            self.set_word(list.last, index);
+            list.last = index;
+            list.nr += 1;
+        }
+    }
+
+    /// Puts pages before all that are free, in the order in which they were released: so pages of
+    /// a disk that follow each other in memory do so again when they are written anew.
+    pub(crate) fn put_back(&mut self, list: &Released) {
+        if list.nr > 0 {
+            self.set_word(list.last, self.free_head);
+            self.free_head = list.first;
+            self.nr_free += u64::from(list.nr);
+        }
         debug_assert!(self.nr_free <= self.nr_total, "more pages are free than there are");
     }
 
@@ -315,7 +335,7 @@ impl<M: FrameMemory> PagePool<M> {
     ///
     /// # Errors
     /// [`StoreError::NoMemory`].
-    #[inline]
+    #[inline(always)]
     pub(crate) fn reserve(
         &mut self,
         want: Want,
@@ -413,7 +433,7 @@ impl<M: FrameMemory> PagePool<M> {
     fn erase_doomed(&mut self) {
         let doomed = core::mem::replace(&mut self.doomed, Limbo::EMPTY);
         let mut index = doomed.head;
-        while index != NIL {
+        for _ in 0..doomed.nr {
             self.memory.zero(FrameAddr::start_of(self.gfn(index)), PAGE_SIZE);
             index = self.word(index);
         }

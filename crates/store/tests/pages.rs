@@ -132,6 +132,28 @@ fn a_page_that_is_being_read_does_not_change_hands() {
 }
 
 #[test]
+fn pages_that_follow_each_other_do_so_again_when_they_are_written_anew() {
+    let mut pool = pool(66);
+    let mut disk = disk(8 * 8, 8, &pool);
+    let whole = range(&disk, 0, 8 * 8);
+    for n in 0..12 {
+        write(&mut disk, &mut pool, 0, &[n; 8 * PAGE_SIZE]).unwrap();
+        let mut extents = Vec::new();
+        let open = disk.begin_read(&mut pool, whole, &mut |extent| extents.push(extent)).unwrap();
+        assert!(
+            matches!(extents[..], [Extent::Frames { len_bytes, .. }] if len_bytes == 8 * PAGE_SIZE),
+            "{extents:?}"
+        );
+        // What is given back while a read is open goes back in its order, too.
+        if n % 3 == 0 {
+            write(&mut disk, &mut pool, 0, &[n; 8 * PAGE_SIZE]).unwrap();
+        }
+        disk.end_read(&mut pool, open);
+    }
+    clear(&mut disk, &mut pool);
+}
+
+#[test]
 fn writes_that_meet_in_a_page_wait_where_one_keeps_a_part_of_it() {
     let mut pool = pool(64);
     let mut disk = disk(800, 50, &pool);

@@ -13,7 +13,7 @@ use crate::geometry::{
     Access, BlockSize, DiscardLimits, Geometry, SECTOR_SIZE, SectorRange, SecureDiscard,
 };
 use crate::memory::{FrameAddr, FrameMemory};
-use crate::pool::{PagePool, Tail, Want};
+use crate::pool::{PagePool, Released, Tail, Want};
 use crate::table::Leaf;
 
 /// Writes that one disk lets stand open; more are told to come back.
@@ -344,15 +344,17 @@ impl<M: FrameMemory> BlockStore<M> for PageDisk {
         self.nr_coming -= write.nr_new;
         let numbers = pages(write.range);
         let mut leaf = self.table.leaf(pool, numbers.start);
+        let mut released = Released::default();
         for number in numbers {
             let Some(page) = pool.take_reserved(&mut write.reserved) else { break };
             if !leaf.is_for(number) {
                 leaf = self.table.leaf(pool, number);
             }
             if let Some(old) = self.table.replace(pool, leaf, number, page) {
-                pool.release(old);
+                pool.release_to(&mut released, old);
             }
         }
+        pool.put_back(&released);
     }
 
     fn abort_write(&mut self, pool: &mut PagePool<M>, write: OpenWrite) {
