@@ -156,7 +156,6 @@ impl PageDisk {
         coverage: Coverage,
         sink: &mut impl ExtentSink,
     ) -> Result<(), StoreError> {
-        let is_shared = self.is_shared();
         let mut leaf: Option<Leaf> = None;
         let mut tail = Tail::default();
         let mut parts = Parts::of(write.range);
@@ -170,9 +169,7 @@ impl PageDisk {
                 }
             };
             let want = match old {
-                // It goes back to the pool when the write is committed.
-                Some(old) if !is_shared || !pool.is_shared(old) => Want::Exchange,
-                Some(_) => Want::More,
+                Some(old) => self.want_for(pool, old),
                 None => {
                     self.check_room(0)?;
                     Want::More
@@ -190,6 +187,13 @@ impl PageDisk {
         }
         Part::name_frames(parts.end(), sink);
         Ok(())
+    }
+
+    /// What a page is wanted for that is to replace `old`.
+    #[inline]
+    fn want_for<M: FrameMemory>(&self, pool: &PagePool<M>, old: Gfn) -> Want {
+        // One that is the disk's alone goes back to the pool.
+        if self.is_shared() && pool.is_shared(old) { Want::More } else { Want::Exchange }
     }
 
     /// Makes the place for the page at `number` the disk's own, and looks which page is there.
@@ -264,14 +268,17 @@ impl PageDisk {
             let sectors = number * SECTORS_PER_PAGE..(number + 1) * SECTORS_PER_PAGE;
             let edge = range.within(&sectors).filter(|edge| edge.nr() < SECTORS_PER_PAGE);
             let page = self.table.leaf(pool, number).page(pool, number);
-            let (Some(edge), Some(page)) = (edge, page) else { continue };
-            pool.doom(page);
-            let mut extent = None;
-            let write = self.begin_write(pool, edge, &mut |named| extent = Some(named))?;
-            if let Some(Extent::Frames { at, len_bytes }) = extent {
-                pool.memory_mut().zero(at, len_bytes);
+            let (Some(edge), Some(old)) = (edge, page) else { continue };
+            pool.doom(old);
+            let (leaf, _) = self.own_leaf(pool, number)?;
+            let page = pool.take(self.want_for(pool, old))?;
+            let (from, to) = (FrameAddr::start_of(old), FrameAddr::start_of(page));
+            pool.memory_mut().copy(from, to, PAGE_SIZE);
+            let bytes = bytes_in_page(edge, number);
+            pool.memory_mut().zero(to.after(bytes.start), bytes.len());
+            if let Some(old) = self.table.replace(pool, leaf, number, page) {
+                pool.release(old);
             }
-            self.commit_write(pool, write);
         }
         Ok(())
     }
