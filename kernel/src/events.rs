@@ -1,13 +1,15 @@
 //! Event channels, 2-level ABI, and the wait for events.
 //!
 //! While the domain runs every port is masked: an event then sets its pending bit and nothing else,
-//! no upcall, no exit. [`Events::take`] reads the bits. To wait, `SCHEDOP_poll` names the ports;
-//! `do_poll` looks at their bits after it has marked the vCPU as blocked, so no event slips through
-//! between our look and the sleep, and it needs no interrupt and no timer.
+//! no upcall, no exit. [`Events::take`] reads the bits. To wait, `SCHEDOP_poll` names the port that
+//! an event was last taken from, which is nearly always the next one's, too; `do_poll` looks at its
+//! bit after it has marked the vCPU as blocked, so no event slips through between our look and the
+//! sleep, and it needs no interrupt and no timer.
 //!
-//! It takes 128 ports. Those past them (the set's *overflow*) are unmasked for the time of the
-//! call, and interrupts are on for it, so that their events make an upcall. There are three times
-//! when such an event can arrive after our own last look:
+//! Xen walks our page tables for each port it is told of, which takes it longer than we take to
+//! serve a request. So the others are not named: they are unmasked for the time of the call, and
+//! interrupts are on for it, so that their events make an upcall. There are three times when such
+//! an event can arrive after our own last look:
 //!
 //! 1. before the hypercall: the upcall's handler runs, and writes a number of ports into the call's
 //!    argument that Xen refuses, so that the call returns at once;
@@ -33,9 +35,10 @@ use crate::ports::{NoSuchPort, PortSet, place};
 /// The vector of the upcall.
 pub(crate) const UPCALL_VECTOR: u8 = 0x20;
 
-/// The argument of the wait that is under way.
+/// The argument of the wait that is under way, and the port in it.
 static POLL: Poll =
     Poll { ports: AtomicU64::new(0), nr_ports: AtomicU32::new(0), timeout_ns: AtomicU64::new(0) };
+static HOT: AtomicU32 = AtomicU32::new(0);
 
 unsafe extern "C" {
     fn upcall_entry();
@@ -111,6 +114,7 @@ impl Events {
         // Cleared before its work is done: an event that comes meanwhile sets it again.
         let (word, bit) = place(port)?;
         self.shared.evtchn_pending[word].fetch_and(!bit, Ordering::AcqRel);
+        self.ports.heat(port);
         Some(port)
     }
 
@@ -122,31 +126,26 @@ impl Events {
     /// As [`Self::wait`], but does something between the last look at the pending bits and the
     /// hypercall: the self test sends an event there.
     pub(crate) fn wait_after(&self, deadline: Option<Instant>, after_last_look: impl FnOnce()) {
-        let listed = self.ports.listed();
+        if let Some(port) = self.ports.hot() {
+            HOT.store(port.0, Ordering::Relaxed);
+        }
         // 0 means never, so that "at once" is 1.
         let timeout_ns = deadline.map_or(0, |deadline| deadline.as_ns().max(1));
-        POLL.ports.store(listed.as_ptr().expose_provenance() as u64, Ordering::Relaxed);
-        POLL.nr_ports.store(u32::try_from(listed.len()).unwrap_or(0), Ordering::Relaxed);
+        POLL.ports.store(HOT.as_ptr().expose_provenance() as u64, Ordering::Relaxed);
+        POLL.nr_ports.store(self.ports.hot().is_some().into(), Ordering::Relaxed);
         POLL.timeout_ns.store(timeout_ns, Ordering::Relaxed);
 
-        if listed.len() < PortSet::MAX_LISTED || self.ports.overflow().iter().all(|&w| w == 0) {
-            // An error would be a port that is not ours, which the set has none of. The loop
-            // would spin then, and still serve.
-            if !self.any_pending() {
-                after_last_look();
-                let _ = self.hypercalls.poll(&POLL);
-            }
-            return;
-        }
         self.clear_upcall();
-        self.set_overflow_masks(Mask::Open);
+        self.set_masks_of_others(Mask::Open);
         if !self.any_pending() {
             after_last_look();
+            // An error would be a port that is not ours, which the set has none of. The loop would
+            // spin then, and still serve.
             // SAFETY: interrupts are off, as always outside this call. The vCPU's only interrupt
             // is the upcall, whose handler touches no register and writes an atomic alone.
             let _ = unsafe { self.hypercalls.poll_with_interrupts(&POLL) };
         }
-        self.set_overflow_masks(Mask::Closed);
+        self.set_masks_of_others(Mask::Closed);
     }
 
     /// Clears what an upcall left. First that it is due, then the words to look at: in the other
@@ -158,14 +157,13 @@ impl Events {
         vcpu.evtchn_pending_sel.swap(0, Ordering::SeqCst);
     }
 
-    fn set_overflow_masks(&self, to: Mask) {
-        for (mask, &overflow) in self.shared.evtchn_mask.iter().zip(self.ports.overflow()) {
-            if overflow != 0 {
-                match to {
-                    Mask::Open => mask.fetch_and(!overflow, Ordering::SeqCst),
-                    Mask::Closed => mask.fetch_or(overflow, Ordering::SeqCst),
-                };
-            }
+    fn set_masks_of_others(&self, to: Mask) {
+        for (word, others) in self.ports.others() {
+            let mask = &self.shared.evtchn_mask[word];
+            match to {
+                Mask::Open => mask.fetch_and(!others, Ordering::SeqCst),
+                Mask::Closed => mask.fetch_or(others, Ordering::SeqCst),
+            };
         }
         // Xen sets pending, then reads the mask; we write the mask, then read pending.
         fence(Ordering::SeqCst);

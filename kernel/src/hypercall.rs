@@ -138,14 +138,6 @@ impl Hypercalls {
         check(unsafe { self.op::<EVENT_CHANNEL_OP, _>(EVTCHNOP_SEND, &mut Send { port }) })
     }
 
-    /// `SCHEDOP_poll`, with interrupts off.
-    pub(crate) fn poll(self, poll: &Poll) -> Result<(), HypercallError> {
-        // SAFETY: Xen only reads the struct and the ports; an address that is none is -EFAULT.
-        check(unsafe {
-            self.raw::<SCHED_OP>(SCHEDOP_POLL, ptr::from_ref(poll).expose_provenance(), 0)
-        })
-    }
-
     /// `SCHEDOP_poll`, with interrupts on from before the call until after it.
     ///
     /// # Safety

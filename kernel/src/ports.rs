@@ -4,83 +4,69 @@ use xen_abi::EvtchnPort;
 
 const WORD_BITS: u32 = u64::BITS;
 
-/// The bound ports. The first [`PortSet::MAX_LISTED`] are listed for `SCHEDOP_poll`, the rest
-/// overflows.
+/// The bound ports. The last one that an event was taken from is *hot*: it is the one that
+/// `SCHEDOP_poll` is told of. Upcalls tell of the others.
 #[derive(Debug)]
 pub(crate) struct PortSet {
     bound: Bitmap,
-    overflow: Bitmap,
-    listed: [EvtchnPort; Self::MAX_LISTED],
-    nr_listed: usize,
+    hot: Option<EvtchnPort>,
     /// Words up to the highest port that was ever in: what there is to look through.
     nr_words: usize,
 }
 
 /// A bit a port, in Xen's order.
-pub(crate) type Bitmap = [u64; PortSet::NR_WORDS];
+type Bitmap = [u64; PortSet::NR_WORDS];
 
 /// A port past what the 2-level ABI has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct NoSuchPort;
 
 impl PortSet {
-    /// How many ports `SCHEDOP_poll` takes.
-    pub(crate) const MAX_LISTED: usize = 128;
-
     /// Words of a bitmap of all ports (`EVTCHN_2L_NR_CHANNELS`, `event_channel.h`).
     pub(crate) const NR_WORDS: usize = 64;
 
     pub(crate) const fn new() -> Self {
-        Self {
-            bound: [0; Self::NR_WORDS],
-            overflow: [0; Self::NR_WORDS],
-            listed: [EvtchnPort(0); Self::MAX_LISTED],
-            nr_listed: 0,
-            nr_words: 0,
-        }
+        Self { bound: [0; Self::NR_WORDS], hot: None, nr_words: 0 }
     }
 
     /// Adds `port`. One that is in already stays as it is.
     pub(crate) fn insert(&mut self, port: EvtchnPort) -> Result<(), NoSuchPort> {
         let (word, bit) = place(port).ok_or(NoSuchPort)?;
-        if self.bound[word] & bit == 0 {
-            self.bound[word] |= bit;
-            self.nr_words = self.nr_words.max(word + 1);
-            self.list_or_overflow(port, word, bit);
-        }
+        self.bound[word] |= bit;
+        self.nr_words = self.nr_words.max(word + 1);
         Ok(())
     }
 
-    /// Takes `port` out; a port that overflowed takes its place in the list. One that is not in is
-    /// left alone.
+    /// Takes `port` out. One that is not in is left alone.
     pub(crate) fn remove(&mut self, port: EvtchnPort) {
         let Some((word, bit)) = place(port) else { return };
         self.bound[word] &= !bit;
-        self.overflow[word] &= !bit;
-        let Some(index) = self.listed().iter().position(|&listed| listed == port) else { return };
-        self.nr_listed -= 1;
-        self.listed[index] = self.listed[self.nr_listed];
-        if let Some(word) = self.overflow.iter().position(|&word| word != 0) {
-            let port = port_at(word, self.overflow[word]);
-            let bit = self.overflow[word] & self.overflow[word].wrapping_neg();
-            self.overflow[word] &= !bit;
-            self.list_or_overflow(port, word, bit);
-        }
+        self.hot.take_if(|hot| *hot == port);
+    }
+
+    /// Makes a port that is in the hot one.
+    pub(crate) fn heat(&mut self, port: EvtchnPort) {
+        self.hot = Some(port);
+    }
+
+    /// The port to poll.
+    pub(crate) fn hot(&self) -> Option<EvtchnPort> {
+        self.hot
+    }
+
+    /// The other ports: each word's index, and its bits.
+    pub(crate) fn others(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
+        let hot = self.hot.and_then(place);
+        self.bound[..self.nr_words].iter().enumerate().filter_map(move |(word, &bound)| {
+            let hot = hot.map_or(0, |(at, bit)| if at == word { bit } else { 0 });
+            let others = bound & !hot;
+            (others != 0).then_some((word, others))
+        })
     }
 
     /// How many ports are in.
     pub(crate) fn nr_bound(&self) -> usize {
         self.bound.iter().map(|word| word.count_ones() as usize).sum()
-    }
-
-    /// The ports to list, in no order.
-    pub(crate) fn listed(&self) -> &[EvtchnPort] {
-        &self.listed[..self.nr_listed]
-    }
-
-    /// The ports that the list has no room for.
-    pub(crate) fn overflow(&self) -> &Bitmap {
-        &self.overflow
     }
 
     /// Whether a port of ours has its bit set in what `pending` gives for a word's index.
@@ -115,16 +101,6 @@ impl PortSet {
             })
         })
     }
-
-    fn list_or_overflow(&mut self, port: EvtchnPort, word: usize, bit: u64) {
-        match self.listed.get_mut(self.nr_listed) {
-            Some(slot) => {
-                *slot = port;
-                self.nr_listed += 1;
-            }
-            None => self.overflow[word] |= bit,
-        }
-    }
 }
 
 /// The word and the bit of a port; `None` past the last.
@@ -154,43 +130,41 @@ mod tests {
         set
     }
 
-    fn listed(set: &PortSet) -> Vec<u32> {
-        let mut ports: Vec<_> = set.listed().iter().map(|port| port.0).collect();
-        ports.sort_unstable();
-        ports
-    }
-
-    fn overflow(set: &PortSet) -> Vec<u32> {
-        (0..4096)
-            .filter(|&port| set.overflow()[port as usize / 64] >> (port % 64) & 1 == 1)
-            .collect()
-    }
-
-    #[test]
-    fn the_129th_port_overflows() {
-        let set = set(100..229);
-        assert_eq!(listed(&set), (100..228).collect::<Vec<_>>());
-        assert_eq!(overflow(&set), [228]);
-    }
-
-    #[test]
-    fn a_port_that_goes_makes_room_for_one_that_overflowed() {
-        let mut set = set(1..=130);
-        set.remove(EvtchnPort(130));
-        assert_eq!(overflow(&set), [129]);
-        set.remove(EvtchnPort(7));
-        assert_eq!(overflow(&set), [] as [u32; 0]);
-        assert_eq!(listed(&set), (1..=129).filter(|&port| port != 7).collect::<Vec<_>>());
-        set.remove(EvtchnPort(7));
-        set.remove(EvtchnPort(9999));
-        assert_eq!(set.listed().len(), 128);
-        assert!(!set.any(|word| if word == 0 { 1 << 7 } else { 0 }));
+    fn others(set: &PortSet) -> Vec<u32> {
+        let bits = |(word, bits): (usize, u64)| {
+            (0..64).filter(move |bit| bits >> bit & 1 == 1).map(move |bit| word as u32 * 64 + bit)
+        };
+        set.others().flat_map(bits).collect()
     }
 
     #[test]
     fn a_port_is_in_once() {
         let set = set([5, 5, 4095]);
-        assert_eq!(listed(&set), [5, 4095]);
+        assert_eq!(others(&set), [5, 4095]);
+        assert_eq!((set.hot(), set.nr_bound()), (None, 2));
+    }
+
+    #[test]
+    fn one_port_is_hot_and_the_others_are_not() {
+        let mut set = set([3, 64, 70]);
+        set.heat(EvtchnPort(64));
+        assert_eq!((set.hot(), others(&set)), (Some(EvtchnPort(64)), [3, 70].into()));
+        set.heat(EvtchnPort(3));
+        assert_eq!((set.hot(), others(&set)), (Some(EvtchnPort(3)), [64, 70].into()));
+    }
+
+    #[test]
+    fn a_port_that_goes_is_not_hot_any_more() {
+        let mut set = set([3, 64]);
+        set.heat(EvtchnPort(64));
+        set.remove(EvtchnPort(3));
+        set.remove(EvtchnPort(9999));
+        assert_eq!((set.hot(), others(&set)), (Some(EvtchnPort(64)), [].into()));
+        set.remove(EvtchnPort(64));
+        assert_eq!((set.hot(), set.nr_bound()), (None, 0));
+        set.insert(EvtchnPort(64)).unwrap();
+        assert_eq!((set.hot(), others(&set)), (None, [64].into()));
+        assert!(!set.any(|word| if word == 0 { 1 << 3 } else { 0 }));
     }
 
     #[test]
