@@ -23,5 +23,5 @@ pub use disk_type::{DiskType, Overlay};
 pub use name::Name;
 pub use settings::{CopyRoutine, Settings};
 pub use size::SizeError;
-pub use target::{Access, Handover, Served, Target};
+pub use target::{Access, GrantUse, Handover, Served, Target};
 pub use word::{Error, Expected, Problem};

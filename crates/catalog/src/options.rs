@@ -3,7 +3,7 @@
 use crate::definition::ImageFormat;
 use crate::name::Name;
 use crate::size;
-use crate::target::{Access, Handover};
+use crate::target::{Access, GrantUse, Handover};
 use crate::word::{Error, Expected, Problem, key_value, number};
 
 /// What options said; `None` is nothing.
@@ -17,6 +17,7 @@ pub(crate) struct Options<'a> {
     /// `cow=NAME`
     pub(crate) cow_name: Option<Name<'a>>,
     pub(crate) access: Option<Access>,
+    pub(crate) grants: Option<GrantUse>,
     pub(crate) handover: Option<Handover>,
     pub(crate) module: Option<u32>,
     pub(crate) file: Option<&'a str>,
@@ -47,6 +48,7 @@ impl<'a> Options<'a> {
             "cow" => once(&mut self.cow, ()),
             "cow=" => once(&mut self.cow_name, Name::parse(value)?),
             "ro" => once(&mut self.access, Access::ReadOnly),
+            "grants=" => once(&mut self.grants, grant_use(value)?),
             "handover" => once(&mut self.handover, Handover::Waits),
             "module=" => once(&mut self.module, number(value, 0, u32::MAX)?),
             "file=" if value.is_empty() => Err(Problem::Missing("a path")),
@@ -61,6 +63,14 @@ fn once<T>(said: &mut Option<T>, value: T) -> Result<(), Problem> {
     match said.replace(value) {
         None => Ok(()),
         Some(_) => Err(Problem::Twice),
+    }
+}
+
+fn grant_use(text: &str) -> Result<GrantUse, Problem> {
+    match text {
+        "copy" => Ok(GrantUse::Copy),
+        "persistent" => Ok(GrantUse::Persistent),
+        _ => Err(Problem::Value(Expected(&["grants=copy", "grants=persistent"]))),
     }
 }
 

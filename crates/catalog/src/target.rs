@@ -15,6 +15,8 @@ pub struct Target<'a> {
     pub served: Served<'a>,
     /// `ro`: what the guest may do, whatever its disk line's `access=` says.
     pub access: Access,
+    /// `grants=`: how the guest's pages are reached.
+    pub grants: GrantUse,
     /// `handover`: what becomes of the vbd while another one writes to the disk.
     pub handover: Handover,
 }
@@ -42,6 +44,16 @@ pub enum Access {
     ReadWrite,
 }
 
+/// How the pages are reached that a guest grants for its data.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GrantUse {
+    /// `grants=persistent`: those of a guest that uses them again and again stay mapped
+    /// (`feature-persistent`), the others' data is copied by the hypervisor.
+    Persistent,
+    /// `grants=copy`: all data is copied by the hypervisor (`GNTTABOP_copy`).
+    Copy,
+}
+
 /// What becomes of a vbd whose disk another one writes to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Handover {
@@ -54,12 +66,12 @@ pub enum Handover {
 /// The grammar of a disk that lives as long as its vbd.
 const PRIVATE: Grammar = Grammar {
     first: &["ram", "null", "a disk", "an image"],
-    ram: &["size=", "cap=", "block=", "ro"],
-    null: &["size=", "block=", "ro"],
-    overlay: &["cow", "cap=", "ro"],
+    ram: &["size=", "cap=", "block=", "ro", "grants="],
+    null: &["size=", "block=", "ro", "grants="],
+    overlay: &["cow", "cap=", "ro", "grants="],
 };
-const NAMED: &[&str] = &["cow", "cow=", "ro", "handover"];
-const NAMED_OVERLAY: &[&str] = &["cow=", "cap=", "ro", "handover"];
+const NAMED: &[&str] = &["cow", "cow=", "ro", "grants=", "handover"];
+const NAMED_OVERLAY: &[&str] = &["cow=", "cap=", "ro", "grants=", "handover"];
 
 impl<'a> Target<'a> {
     /// Reads a target.
@@ -89,6 +101,7 @@ impl<'a> Target<'a> {
         Ok(Self {
             served,
             access: options.access.unwrap_or(Access::ReadWrite),
+            grants: options.grants.unwrap_or(GrantUse::Persistent),
             handover: options.handover.unwrap_or(Handover::Refused),
         })
     }
@@ -97,7 +110,7 @@ impl<'a> Target<'a> {
 #[cfg(test)]
 mod tests {
     extern crate std;
-    use super::{Access, Handover, Served, Target};
+    use super::{Access, GrantUse, Handover, Served, Target};
     use crate::{DiskType, Error, Expected, Name, Overlay, Problem, SizeError};
     use std::string::ToString;
 
@@ -109,7 +122,12 @@ mod tests {
     }
 
     fn writable(served: Served<'_>) -> Target<'_> {
-        Target { served, access: Access::ReadWrite, handover: Handover::Refused }
+        Target {
+            served,
+            access: Access::ReadWrite,
+            grants: GrantUse::Persistent,
+            handover: Handover::Refused,
+        }
     }
 
     fn refused(text: &str) -> (&str, Problem) {
@@ -153,9 +171,27 @@ mod tests {
         let target = Target {
             served: Served::Named { name: name("fork"), overlay: Some(overlay) },
             access: Access::ReadOnly,
+            grants: GrantUse::Copy,
             handover: Handover::Waits,
         };
-        assert_eq!(Target::parse("gold,handover,cap=4K,cow=fork,ro"), Ok(target));
+        assert_eq!(Target::parse("gold,handover,cap=4K,cow=fork,ro,grants=copy"), Ok(target));
+    }
+
+    #[test]
+    fn any_disk_says_how_grants_are_used() {
+        for disk in ["ram,size=8M", "null,size=8M", "gold,cow", "gold,cow=fork", "gold"] {
+            let parse = |grants: &str| {
+                let text = std::format!("{disk},grants={grants}");
+                Target::parse(&text).unwrap().grants
+            };
+            assert_eq!(Target::parse(disk).unwrap().grants, GrantUse::Persistent);
+            assert_eq!(parse("persistent"), GrantUse::Persistent);
+            assert_eq!(parse("copy"), GrantUse::Copy);
+        }
+        let value = Problem::Value(Expected(&["grants=copy", "grants=persistent"]));
+        assert_eq!(refused("gold,grants=map"), ("grants=map", value));
+        assert_eq!(refused("gold,grants="), ("grants=", value));
+        assert_eq!(refused("gold,grants=copy,grants=copy"), ("grants=copy", Problem::Twice));
     }
 
     #[test]
@@ -165,18 +201,19 @@ mod tests {
         assert_eq!(refused(",size=8M"), ("", disk));
         assert_eq!(refused("vbd/0/51712"), ("vbd/0/51712", disk));
         assert_eq!(refused("nvme,cow"), ("nvme", disk));
-        let ram = Problem::UnknownOption(Expected(&["size=", "cap=", "block=", "ro"]));
+        let ram = Problem::UnknownOption(Expected(&["size=", "cap=", "block=", "ro", "grants="]));
         assert_eq!(refused("ram,size=8M,cow"), ("cow", ram));
         assert_eq!(refused("ram,size=8M,handover"), ("handover", ram));
-        let null = Problem::UnknownOption(Expected(&["size=", "block=", "ro"]));
+        let null = Problem::UnknownOption(Expected(&["size=", "block=", "ro", "grants="]));
         assert_eq!(refused("null,size=8M,cap=8M"), ("cap=8M", null));
-        let private = Problem::UnknownOption(Expected(&["cow", "cap=", "ro"]));
+        let private = Problem::UnknownOption(Expected(&["cow", "cap=", "ro", "grants="]));
         assert_eq!(refused("gold,cow,handover"), ("handover", private));
         assert_eq!(refused("gold,cow=fork,cow"), ("cow=fork", private));
-        let named = Problem::UnknownOption(Expected(&["cow", "cow=", "ro", "handover"]));
+        let named = Problem::UnknownOption(Expected(&["cow", "cow=", "ro", "grants=", "handover"]));
         assert_eq!(refused("gold,cap=1M"), ("cap=1M", named));
         assert_eq!(refused("gold,"), ("", named));
-        let overlay = Problem::UnknownOption(Expected(&["cow=", "cap=", "ro", "handover"]));
+        let overlay =
+            Problem::UnknownOption(Expected(&["cow=", "cap=", "ro", "grants=", "handover"]));
         assert_eq!(refused("gold,cow=fork,size=1M"), ("size=1M", overlay));
         assert_eq!(refused("gold,cow="), ("cow=", Problem::Name));
         assert_eq!(refused("gold,cow=ram"), ("cow=ram", Problem::Reserved));
@@ -192,7 +229,10 @@ mod tests {
         assert_eq!(text(""), "``: no such disk, expected ram, null, a disk or an image");
         assert_eq!(text("ram,size=0"), "`size=0`: a size of 0");
         assert_eq!(text("ram"), "`ram`: needs size=");
-        assert_eq!(text("null,size=8M,rw"), "`rw`: unknown option, expected size=, block= or ro");
+        assert_eq!(
+            text("null,size=8M,rw"),
+            "`rw`: unknown option, expected size=, block=, ro or grants="
+        );
         assert_eq!(text("ram,size=513"), "`size=513`: 513 bytes are not a multiple of 512");
         assert_eq!(text("null,block=1"), "`block=1`: expected block=512 or block=4096");
         assert_eq!(text("gold,cow=ram"), "`cow=ram`: not a name but a type of disk");

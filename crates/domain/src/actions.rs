@@ -8,6 +8,7 @@ use core::time::Duration;
 
 use blkback::{Action, Discards, Event};
 use blkif::keys;
+use catalog::GrantUse;
 use store::{BlockStore, SecureDiscard};
 use xen_abi::XenbusState;
 use xenstore::{Change, Error, Request, SubmitError};
@@ -215,6 +216,7 @@ impl<P: Platform> Domain<P> {
         let geometry = BlockStore::<P::Memory>::geometry(&entry.disk);
         device.published = geometry.nr_sectors;
         let (discards, info) = (device.discards, device.info);
+        let persistent = device.grants == GrantUse::Persistent && self.settings.max_persistent > 0;
         let logical_bytes = geometry.logical.bytes();
         let discard = geometry.discard.filter(|_| discards == Discards::Offered);
         let secure = discard.is_some_and(|limits| limits.secure == SecureDiscard::Offered);
@@ -237,7 +239,7 @@ impl<P: Platform> Domain<P> {
                 Some(logical_bytes.into()),
             ),
             (keys::DISCARD_SECURE, secure.into(), Some(0)),
-            (keys::FEATURE_PERSISTENT, (self.settings.max_persistent > 0).into(), Some(0)),
+            (keys::FEATURE_PERSISTENT, persistent.into(), Some(0)),
             (keys::FEATURE_MAX_INDIRECT_SEGMENTS, self.engine.max_indirect().get().into(), Some(0)),
             (keys::MAX_RING_PAGE_ORDER, self.offer.max_ring_order.get().into(), Some(0)),
             (keys::MAX_RING_PAGES, self.offer.max_ring_order.nr_pages().into(), Some(1)),

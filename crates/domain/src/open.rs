@@ -143,7 +143,8 @@ impl<P: Platform> Domain<P> {
         info.set(VdiskInfo::REMOVABLE, wish.removable == Some(b"1"));
         let (frontend_dir, params) = (frontend_dir.into(), wish.params.into());
         let published = 0;
-        Ok(Device { frontend_dir, params, disk, published, access, discards, info })
+        let grants = target.grants;
+        Ok(Device { frontend_dir, params, disk, published, access, discards, grants, info })
     }
 
     /// Finds or makes the disk of a target, and holds it for a vbd.

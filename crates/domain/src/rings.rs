@@ -9,6 +9,7 @@ use blkback::{
     Action, Availability, Event, Persistence, Persistent, Queue, RingKeys, Stats, Terms,
 };
 use blkif::{BackRing, keys};
+use catalog::GrantUse;
 use xen_abi::DomId;
 
 use crate::actions::Outcome;
@@ -57,7 +58,13 @@ impl<P: Platform> Domain<P> {
     /// The frontend's terms are known: its rings are to be read.
     pub(crate) fn read_rings(&mut self, platform: &mut P, key: VbdKey, inquiry: &Inquiry) {
         match Terms::parse(inquiry.first(), &self.offer) {
-            Ok(terms) => self.read_next_ring(platform, key, terms, Vec::new()),
+            Ok(mut terms) => {
+                // Linux says it uses them again and again whether that was offered or not.
+                if self.vbds.get(&key).and_then(Vbd::grants) == Some(GrantUse::Copy) {
+                    terms.persistence = Persistence::PerRequest;
+                }
+                self.read_next_ring(platform, key, terms, Vec::new());
+            }
             Err(error) => self.refuse_frontend(platform, key, &error),
         }
     }

@@ -8,6 +8,7 @@ use core::fmt;
 
 use blkback::{Action, Discards, Event, Handshake, Queue, Stats};
 use blkif::keys::VdiskInfo;
+use catalog::GrantUse;
 use store::Access;
 use xen_abi::{DomId, Instant};
 
@@ -59,6 +60,7 @@ pub(crate) struct Device {
     pub(crate) published: u64,
     pub(crate) access: Access,
     pub(crate) discards: Discards,
+    pub(crate) grants: GrantUse,
     pub(crate) info: VdiskInfo,
 }
 
@@ -160,6 +162,14 @@ impl<M> Vbd<M> {
     pub(crate) fn disk(&self) -> Option<DiskId> {
         match &self.identity {
             Identity::Open(device) => Some(device.disk),
+            _ => None,
+        }
+    }
+
+    /// How its target wants grants to be used, once its disk is open.
+    pub(crate) fn grants(&self) -> Option<GrantUse> {
+        match &self.identity {
+            Identity::Open(device) => Some(device.grants),
             _ => None,
         }
     }

@@ -92,7 +92,7 @@ fn a_target_that_cannot_be_served_says_why_and_leaves_nothing_behind() {
         (
             "floppy,size=1M",
             22,
-            "`size=1M`: unknown option, expected cow, cow=, ro or handover".into(),
+            "`size=1M`: unknown option, expected cow, cow=, ro, grants= or handover".into(),
         ),
         ("ram", 22, "`ram`: needs size=".into()),
         ("ram,size=0", 22, "`size=0`: a size of 0".into()),
@@ -101,7 +101,11 @@ fn a_target_that_cannot_be_served_says_why_and_leaves_nothing_behind() {
             22,
             "`size=big`: not a size, expected a number of bytes or one with K, M, G or T".into(),
         ),
-        ("ram,size=1M,rw", 22, "`rw`: unknown option, expected size=, cap=, block= or ro".into()),
+        (
+            "ram,size=1M,rw",
+            22,
+            "`rw`: unknown option, expected size=, cap=, block=, ro or grants=".into(),
+        ),
         (
             "ram,size=4M",
             12,
@@ -390,6 +394,31 @@ fn what_the_toolstack_reads_before_2_is_all_that_is_offered() {
     let disk = lab.try_attach(guest, &spec).unwrap();
     let info = format!("{}/info", disk.backend_path());
     assert_eq!(lab.machine().xs(guest).read(&info).unwrap(), "4");
+}
+
+#[test]
+fn a_target_may_say_that_data_is_copied_by_the_hypervisor() {
+    let mut lab = Lab::new(8).start();
+    let guest = lab.create_guest();
+    let mapped = lab.attach(guest, "xvda", "ram,size=1M,grants=persistent");
+    let copied = lab.attach(guest, "xvdb", "ram,size=1M,grants=copy");
+    let xs = lab.machine().xs(guest);
+    let offered = |disk: &Device| xs.get(&format!("{}/feature-persistent", disk.backend_path()));
+    assert_eq!((offered(&mapped), offered(&copied)), (Some("1".into()), None));
+    // Linux says that its grants are persistent even where that was not offered.
+    xs.write(&format!("{}/feature-persistent", copied.frontend_path()), "1").unwrap();
+    let seen = lab.machine().console().len();
+    lab.connect(copied);
+    let line = format!(
+        "vbd {guest}/51728: connected, x86_64-abi, 1 ring of 32 requests, grants a request"
+    );
+    assert_eq!(lines(&lab, seen), [line]);
+    lab.random_io(copied, 100);
+    let nr_handles = |lab: &Lab| lab.machine().grants().nr_handles(lab.domid());
+    assert_eq!(nr_handles(&lab), 1, "the ring");
+    lab.connect(mapped);
+    lab.random_io(mapped, 100);
+    assert!(nr_handles(&lab) > 2, "{}", nr_handles(&lab));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Text of the toolstack: a disk's `target=`, the command line, control requests.
 
 use catalog::{
-    Access, Ask, Command, ControlRequest, Defined, Definition, DiskType, Error, Handover,
+    Access, Ask, Command, ControlRequest, Defined, Definition, DiskType, Error, GrantUse, Handover,
     ImageFormat, Name, Overlay, Served, Settings, Target, definitions,
 };
 
@@ -52,7 +52,11 @@ fn print_target(target: &Target<'_>) -> String {
         Handover::Waits => ",handover",
         Handover::Refused => "",
     };
-    format!("{disk}{access}{handover}")
+    let grants = match target.grants {
+        GrantUse::Persistent => "",
+        GrantUse::Copy => ",grants=copy",
+    };
+    format!("{disk}{access}{grants}{handover}")
 }
 
 fn print_definition(Definition { name, defined }: &Definition<'_>) -> String {
