@@ -52,6 +52,7 @@ impl Frames {
     }
 
     /// Copies out of pages that a peer shares, each byte fetched once.
+    #[inline]
     pub(crate) fn copy_in(&mut self, from: &Region, offset: usize, to: FrameAddr, len: usize) {
         // SAFETY: both `at`s have checked their range; no Rust object lies in either, and the copy
         // is made by instructions that the compiler does not see into.
@@ -59,6 +60,7 @@ impl Frames {
     }
 
     /// Copies into pages that a peer shares.
+    #[inline]
     pub(crate) fn copy_out(&self, from: FrameAddr, to: &Region, offset: usize, len: usize) {
         // SAFETY: as in `copy_in`.
         unsafe { copy::copy(self.at(from, len), to.at(offset, len), len) };

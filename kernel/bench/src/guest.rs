@@ -68,10 +68,12 @@ impl Grants for Guest {
         Ok(())
     }
 
+    #[inline]
     fn copy_in(&mut self, from: &Region, offset: u16, to: FrameAddr, len_bytes: u16) {
         self.frames.copy_in(from, offset.into(), to, len_bytes.into());
     }
 
+    #[inline]
     fn copy_out(&mut self, from: FrameAddr, to: &Region, offset: u16, len_bytes: u16) {
         self.frames.copy_out(from, to, offset.into(), len_bytes.into());
     }
