@@ -12,7 +12,7 @@ DISK_MIB = 64
 NR_DISKS = 4
 """How many a Linux backend has; a Granary has as many as are asked for."""
 
-COPY_INSTRUCTIONS = {"sse": 653, "u64": 1288, "erms": 4096}
+COPY_INSTRUCTIONS = {"sse": 557, "u64": 1288, "erms": 4096}
 """What Granary's routines take for a page of 4 KiB (docs/benchmarks.md, "On the host")."""
 
 REP_MOVSQ_INSTRUCTIONS = 512
