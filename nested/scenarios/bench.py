@@ -24,13 +24,22 @@ TRACED = 0.1
 SMALL_DISK_MIB = 8
 
 
+# What busybox' dd says of the time is too coarse.
+DD = """
+now() {{ sed -n 's/^now at \\([0-9]*\\) nsecs/\\1/p' /proc/timer_list; }}
+now
+dd if={device} of=/dev/null bs={bytes} count={count} iflag=direct 2> /dev/null || exit 1
+now"""
+
+
 def load(guest: Guest, vdev: str, case: Case, seed: int) -> tuple[int, float]:
     """Runs a case; its requests and the seconds they took."""
     device = f"/dev/{vdev}"
     if case.by_dd:
-        said = guest.sh(f"dd if={device} of=/dev/null bs={case.request_bytes} count={min(case.count, DISK_MIB)} iflag=direct", limit=600)
-        seconds = said.rpartition("copied, ")[2].split(" seconds")[0]
-        return min(case.count, DISK_MIB), float(seconds)
+        nr_requests = min(case.count, DISK_MIB)
+        said = guest.sh(DD.format(device=device, bytes=case.request_bytes, count=nr_requests), limit=600)
+        begin, end = map(int, said.split())
+        return nr_requests, (end - begin) / 1e9
     words = f"--op {case.operation} --pattern {case.pattern} --size {case.request_bytes} --depth {case.depth}"
     measured = guest.io(f"latency --device {device} {words} --count {case.count} --seed {seed}", limit=600)
     return measured["bytes"] // case.request_bytes, measured["seconds"]
@@ -65,7 +74,9 @@ def attached(guest: Guest, backends: list[Backend], *, persistent: bool) -> Iter
     vdevs = {backend.name: f"xvd{chr(ord('b') + number)}" for number, backend in enumerate(backends)}
     for backend in backends:
         backend.attach(guest, vdevs[backend.name])
-        guest.io(f"latency --device /dev/{vdevs[backend.name]} --op write --pattern sequential --size {MIB} --count {DISK_MIB}", 600)
+        # So that all pages are there, and as many grants as any case needs.
+        for operation in ("write", "read"):
+            guest.io(f"latency --device /dev/{vdevs[backend.name]} --op {operation} --pattern sequential --size {MIB} --depth 4 --count {2 * DISK_MIB}", 600)
     yield vdevs
     for backend in backends:
         backend.detach(guest, vdevs[backend.name])
