@@ -16,7 +16,6 @@ RUNS = roots.CACHE / "bench"
 WHOLE = {"repetitions": "3"}
 QUICK = {
     "repetitions": "3",
-    "scale": "0.25",
     "only-backends": "Granary;Linux driver domain",
     "only-grants": "persistent",
 }
