@@ -2,6 +2,8 @@
 
 use core::arch::global_asm;
 
+use crate::memory::LOW_GIB_AGAIN;
+
 /// Size of the only stack, in bytes.
 const STACK_BYTES: usize = 64 << 10;
 
@@ -33,9 +35,10 @@ const DATA_SELECTOR: u16 = 0x10;
 // On entry (docs/misc/pvh.pandoc): EBX holds hvm_start_info's address, paging and interrupts are
 // off, flat 32-bit segments are loaded, no stack. The loader has zeroed .bss.
 //
-// Mapped, each address at itself: 512 GiB by 1 GiB pages where the CPU has them, else 8 GiB by
+// Mapped, each address at itself: 511 GiB by 1 GiB pages where the CPU has them, else 8 GiB by
 // 2 MiB pages. The 2 MiB that hold the stack are mapped by 4 KiB pages, so that the page below the
-// stack can be left out: an overflow faults instead of running into other data.
+// stack can be left out: an overflow faults instead of running into other data. The first GiB is by
+// 2 MiB pages for that. Behind the others it is mapped once more, by one page.
 global_asm!(
     ".pushsection .note.xen, \"a\", @note",
     ".balign 4",
@@ -109,7 +112,7 @@ global_asm!(
     "mov edi, offset xen_pvh_pdpt + 8",
     "mov eax, 0x40000000 + {PRESENT_WRITE_LARGE}",
     "xor edx, edx",
-    "mov ecx, 511",
+    "mov ecx, {LOW_GIB_AGAIN} - 1",
     "2: mov [edi], eax",
     "mov [edi + 4], edx",
     "add edi, 8",
@@ -117,7 +120,8 @@ global_asm!(
     "adc edx, 0",
     "dec ecx",
     "jnz 2b",
-    "mov esi, 512",
+    "mov dword ptr [edi], {PRESENT_WRITE_LARGE}",
+    "mov esi, {LOW_GIB_AGAIN}",
     "3:",
     "mov eax, offset xen_pvh_pdpt + {PRESENT_WRITE}",
     "mov [xen_pvh_pml4], eax",
@@ -181,6 +185,7 @@ global_asm!(
     ".popsection",
     PHYS32_ENTRY = const PHYS32_ENTRY,
     NR_DIRECTORIES = const NR_DIRECTORIES,
+    LOW_GIB_AGAIN = const LOW_GIB_AGAIN,
     STACK_BYTES = const STACK_BYTES,
     PRESENT_WRITE = const PRESENT_WRITE,
     PRESENT_WRITE_LARGE = const PRESENT_WRITE_LARGE,

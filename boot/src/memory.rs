@@ -2,6 +2,10 @@
 
 use core::ptr;
 
+/// Where the first GiB is mapped a second time on a CPU with 1 GiB pages, in GiB: the last entry of
+/// the one table of such pages.
+pub(crate) const LOW_GIB_AGAIN: u32 = 511;
+
 /// Guest physical memory, for reading.
 pub trait PhysicalMemory {
     /// Copies `into.len()` bytes at guest physical address `paddr`.
@@ -42,6 +46,14 @@ impl IdentityMap {
     #[must_use]
     pub const fn end(&self) -> u64 {
         self.end
+    }
+
+    /// Where the first GiB is mapped a second time, by a single page; `None` on a CPU without pages
+    /// of that size. A hypervisor that follows a pointer of ours finds the way sooner there.
+    #[must_use]
+    pub const fn low_gib_again(&self) -> Option<u64> {
+        let again = (LOW_GIB_AGAIN as u64) << 30;
+        if self.end == again { Some(again) } else { None }
     }
 }
 

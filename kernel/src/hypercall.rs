@@ -11,6 +11,7 @@ use x86_64::registers::model_specific::Msr;
 use xen_abi::{
     DomId, EvtchnPort, Gfn, GnttabCopy, GnttabMapGrantRef, GnttabUnmapGrantRef, PAGE_SIZE,
 };
+use xen_pvh_boot::IdentityMap;
 
 use crate::abi::{
     AddToPhysmap, AllocUnbound, BindInterdomain, Close, HvmParam, HvmParamOp, Poll, Send, Shutdown,
@@ -51,24 +52,33 @@ static READY: AtomicBool = AtomicBool::new(false);
 
 /// The right to make hypercalls: there is a Xen, and the hypercall page is made.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Hypercalls(());
+pub(crate) struct Hypercalls {
+    /// What to add to an address in the first GiB for Xen's eyes, 0 for nothing.
+    ///
+    /// Xen walks our page tables for each argument that it reads or writes, and looks up each table
+    /// of them in its own: two fewer where one page maps the whole GiB.
+    low_gib_again: usize,
+}
+
+const GIB: usize = 1 << 30;
 
 impl Hypercalls {
     /// Has Xen make the hypercall page. Xen also takes from the mode it is called in how
     /// `shared_info` is laid out, 64-bit here (`hvm_latch_shinfo_size`).
-    pub(crate) fn set_up(xen: Hypervisor) -> Self {
+    pub(crate) fn set_up(xen: Hypervisor, memory: &IdentityMap) -> Self {
         let page = ptr::from_ref(&PAGE).expose_provenance();
         // SAFETY: the MSR takes the address of a page to fill, addresses are physical ones, and
         // the page is there for nothing else.
         unsafe { Msr::new(xen.hypercall_msr).write(page as u64) };
         READY.store(true, Ordering::Relaxed);
-        Self(())
+        let low_gib_again = memory.low_gib_again().map(usize::try_from);
+        Self { low_gib_again: low_gib_again.and_then(Result::ok).unwrap_or(0) }
     }
 
     /// For who stands outside the main path, as the panic handler: `None` before
     /// [`Self::set_up`].
     pub(crate) fn get() -> Option<Self> {
-        READY.load(Ordering::Relaxed).then_some(Self(()))
+        READY.load(Ordering::Relaxed).then_some(Self { low_gib_again: 0 })
     }
 
     /// `XENMEM_add_to_physmap` of the page of `struct shared_info`.
@@ -156,7 +166,7 @@ impl Hypercalls {
                 page = sym PAGE,
                 offset = const SCHED_OP * 32,
                 inlateout("rdi") SCHEDOP_POLL => _,
-                inlateout("rsi") ptr::from_ref(poll).expose_provenance() => _,
+                inlateout("rsi") self.seen_by_xen(poll) => _,
                 out("rdx") _, out("r10") _, out("r8") _, out("r9") _, out("rcx") _, out("r11") _,
                 lateout("rax") answer,
             );
@@ -213,10 +223,16 @@ impl Hypercalls {
         check(unsafe { self.grant_op(GNTTABOP_COPY, ops) })
     }
 
+    /// The address by which Xen is to find an argument.
+    pub(crate) fn seen_by_xen<T>(self, argument: *const T) -> usize {
+        let address = argument.expose_provenance();
+        if address < GIB { address + self.low_gib_again } else { address }
+    }
+
     /// # Safety
     /// `ops` are of the type that `command` takes, and its effect on memory is sound.
     unsafe fn grant_op<T>(self, command: usize, ops: &mut [T]) -> i64 {
-        let (address, count) = (ops.as_mut_ptr().expose_provenance(), ops.len());
+        let (address, count) = (self.seen_by_xen(ops.as_mut_ptr()), ops.len());
         // SAFETY: the caller's contract.
         unsafe { self.raw::<GRANT_TABLE_OP>(command, address, count) }
     }
@@ -225,7 +241,7 @@ impl Hypercalls {
     /// `op` is of the type that the hypercall's `command` takes, and its effect on memory is sound.
     unsafe fn op<const NUMBER: usize, T>(self, command: usize, op: &mut T) -> i64 {
         // SAFETY: the caller's contract.
-        unsafe { self.raw::<NUMBER>(command, ptr::from_mut(op).expose_provenance(), 0) }
+        unsafe { self.raw::<NUMBER>(command, self.seen_by_xen(op), 0) }
     }
 
     /// # Safety

@@ -41,7 +41,7 @@ fn main(boot: Boot) -> ! {
         console::line(format_args!("there is no Xen here, and nothing to do without it"));
         end::halt()
     };
-    let hypercalls = Hypercalls::set_up(hypervisor);
+    let hypercalls = Hypercalls::set_up(hypervisor, &boot.memory);
     let start_info = match StartInfo::read(&boot.memory, boot.start_info_paddr) {
         Ok(start_info) => START_INFO.call_once(|| start_info),
         Err(error) => end::refuse(format_args!("{error}")),
