@@ -206,13 +206,7 @@ fn required(key: &str, text: Option<&[u8]>) -> Result<u32, KeyError> {
     optional(key, text)?.ok_or_else(|| KeyError::Missing { key: key.to_string() })
 }
 
-/// Reads a decimal number, digits only.
 fn optional(key: &str, text: Option<&[u8]>) -> Result<Option<u32>, KeyError> {
     let Some(text) = text else { return Ok(None) };
-    let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
-    digits
-        .then(|| str::from_utf8(text).ok()?.parse().ok())
-        .flatten()
-        .map(Some)
-        .ok_or_else(|| KeyError::NotANumber { key: key.to_string() })
+    keys::number(text).map(Some).ok_or_else(|| KeyError::NotANumber { key: key.to_string() })
 }

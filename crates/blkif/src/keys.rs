@@ -4,6 +4,15 @@
 //! and is never written.
 
 use core::fmt;
+use core::str::FromStr;
+
+/// Reads a number: decimal digits and nothing else. `None` for any other text, and for a number that
+/// `T` cannot hold.
+#[must_use]
+pub fn number<T: FromStr>(text: &[u8]) -> Option<T> {
+    let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    digits.then(|| str::from_utf8(text).ok()?.parse().ok()).flatten()
+}
 
 /// Backend, from the toolstack: `r` or `w`.
 pub const MODE: &str = "mode";
