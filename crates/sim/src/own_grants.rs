@@ -1,0 +1,73 @@
+//! The driver domain's own grant table: the seam of `blkfront`.
+
+use std::collections::BTreeMap;
+
+use blkfront::{GrantTable, StillInUse};
+use xen_abi::{DomId, EvtchnPort, Gfn, GrantRef};
+
+use crate::{GrantAccess, Machine, Page, Region, STALE_BYTE};
+
+/// The grant table of a domain, and those of its frames that it can grant.
+///
+/// What the domain does in its frames is seen by their hooks as if a peer did it: a test of a
+/// hostile backend acts between any two of its accesses.
+#[derive(Debug)]
+pub struct OwnGrants {
+    machine: Machine,
+    domid: DomId,
+    pages: BTreeMap<Gfn, Page>,
+    /// Entries of the table that it can use.
+    pub max_grants: usize,
+}
+
+impl OwnGrants {
+    /// The table of `domid`, which has `nr_frames` frames from `first` on. They hold
+    /// [`STALE_BYTE`]s.
+    #[must_use]
+    pub fn new(machine: &Machine, domid: DomId, first: Gfn, nr_frames: u64) -> Self {
+        let page = |nth| {
+            let page = Page::new();
+            page.fill(STALE_BYTE);
+            (Gfn(first.0 + nth), page)
+        };
+        let pages = (0..nr_frames).map(page).collect();
+        Self { machine: machine.clone(), domid, pages, max_grants: usize::MAX }
+    }
+
+    /// The page in a frame.
+    ///
+    /// # Panics
+    /// Where there is no such frame.
+    #[must_use]
+    pub fn page(&self, frame: Gfn) -> &Page {
+        self.pages.get(&frame).unwrap_or_else(|| panic!("frame {frame} is not ours"))
+    }
+}
+
+impl GrantTable for OwnGrants {
+    type Memory = Region;
+
+    fn memory(&mut self, frames: &[Gfn]) -> Region {
+        Region::mapped(frames.iter().map(|&frame| self.page(frame).clone()).collect())
+    }
+
+    fn nr_free(&self) -> usize {
+        self.max_grants.saturating_sub(self.machine.grants().nr_grants(self.domid))
+    }
+
+    fn grant(&mut self, to: DomId, frame: Gfn) -> Option<GrantRef> {
+        if self.nr_free() == 0 {
+            return None;
+        }
+        let page = self.page(frame).clone();
+        Some(self.machine.grants().grant(self.domid, to, &page, GrantAccess::ReadWrite))
+    }
+
+    fn end_access(&mut self, gref: GrantRef) -> Result<(), StillInUse> {
+        self.machine.grants().end_access(self.domid, gref).map_err(|_| StillInUse(gref))
+    }
+
+    fn notify(&mut self, port: EvtchnPort) {
+        let _ = self.machine.events().send(self.domid, port);
+    }
+}
