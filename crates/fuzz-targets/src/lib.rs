@@ -13,6 +13,7 @@ mod mutate;
 mod request;
 mod ring;
 mod start_info;
+mod upstream;
 mod xenstore_wire;
 
 pub use mutate::mutate;
@@ -42,5 +43,8 @@ pub const START_INFO: Target =
 /// A boot module with images.
 pub const IMAGE: Target = Target { name: "image", run: image::run, nr_rounds: 4_000 };
 
+/// A backend of which we are the frontend.
+pub const UPSTREAM: Target = Target { name: "upstream", run: upstream::run, nr_rounds: 4_000 };
+
 /// All of them.
-pub const TARGETS: [Target; 6] = [REQUEST, RING, XENSTORE, CATALOG, START_INFO, IMAGE];
+pub const TARGETS: [Target; 7] = [REQUEST, RING, XENSTORE, CATALOG, START_INFO, IMAGE, UPSTREAM];

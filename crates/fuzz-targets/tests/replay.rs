@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
-use fuzz_targets::{CATALOG, IMAGE, REQUEST, RING, START_INFO, TARGETS, Target, XENSTORE, mutate};
+use fuzz_targets::{
+    CATALOG, IMAGE, REQUEST, RING, START_INFO, TARGETS, Target, UPSTREAM, XENSTORE, mutate,
+};
 use sim::Rng;
 
 /// Files that a corpus has at most, and bytes that one has.
@@ -92,6 +94,11 @@ fn any_memory_holds_a_start_info_or_says_what_is_wrong() {
 #[test]
 fn any_module_is_images_or_says_what_is_wrong() {
     replay(&IMAGE);
+}
+
+#[test]
+fn any_backend_leaves_each_request_over_once_and_its_pages_ours() {
+    replay(&UPSTREAM);
 }
 
 #[test]
