@@ -388,7 +388,8 @@ impl<M: SharedMemory> Frontend<M> {
     }
 
     /// Nobody serves the ring any more: it is not looked at again, and
-    /// [`complete`](Self::complete) says of everything that was taken that it has failed.
+    /// [`complete`](Self::complete) says of everything that was taken that it has failed. What was
+    /// answered before is still a success to who calls `complete` before this.
     pub fn abandon(&mut self) {
         self.end.get_or_insert(End::Abandoned);
     }

@@ -66,7 +66,8 @@ pub(crate) fn grant<G: GrantTable>(
 /// Frames that were granted and are of no more use, until their grants have been taken back.
 ///
 /// A peer may keep a page mapped for as long as it likes. Such a frame stays here and is used for
-/// nothing else: it is lost on purpose, as long as the peer has it.
+/// nothing else: it is lost on purpose, as long as the peer has it. Who reconnects to a peer that still
+/// has frames here lets it take more each time.
 #[derive(Debug, Default)]
 pub struct Retired {
     frames: Vec<Granted>,
