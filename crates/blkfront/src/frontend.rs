@@ -229,8 +229,10 @@ impl<M: SharedMemory> Frontend<M> {
     /// The longest buffer that there can be, in sectors.
     #[must_use]
     pub fn max_sectors(&self) -> u64 {
-        let nr_pages = self.pages.nr_pages();
-        let nr_data = nr_pages - nr_tables(nr_pages, usize::from(self.disk.max_segments));
+        let (nr_pages, max_segments) = (self.pages.nr_pages(), usize::from(self.disk.max_segments));
+        let fits = |nr_data: &usize| nr_data + nr_tables(*nr_data, max_segments) <= nr_pages;
+        // All pages but those of the segments, which are few.
+        let nr_data = (0..=nr_pages).rev().find(fits).unwrap_or(0);
         nr_data as u64 * u64::from(SECTORS_PER_PAGE)
     }
 

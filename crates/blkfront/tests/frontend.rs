@@ -332,6 +332,21 @@ fn a_buffer_has_the_pages_of_its_segments_too() {
 }
 
 #[test]
+fn the_longest_buffer_is_the_longest() {
+    for max_segments in [11, 12, 13, 64, 256] {
+        for nr_frames in [1, 11, 12, 13, 24, 25, 26, 27, 64, 65, 76, 77, 267, 268, 269, 270] {
+            let mut up = Upstream::new(Disk { max_segments, ..DISK }, nr_frames);
+            let longest = up.frontend.max_sectors() as u32;
+            assert!(longest > 0);
+            let what = format!("{nr_frames} frames, {max_segments} segments");
+            assert_eq!(up.frontend.reserve(longest + 1), None, "{what}");
+            let buffer = up.frontend.reserve(longest);
+            assert_eq!(buffer.map(|buffer| buffer.nr_sectors()), Some(longest), "{what}");
+        }
+    }
+}
+
+#[test]
 fn nothing_that_was_in_a_frame_is_told() {
     let mut up = Upstream::new(DISK, 3);
     up.read(1, 0, 24);
