@@ -6,7 +6,7 @@ from pathlib import Path
 from ..dom0 import disks
 from ..dom0.domain import Domain, Granary, Guest, devid
 from ..dom0.names import COPIED_BY, DRIVER_INITRAMFS, GUEST_CMDLINE, GUEST_KERNEL, QEMU
-from ..dom0.xen import Running, eventually, run, xenstore
+from ..dom0.xen import Running, Stuck, eventually, run, xenstore
 
 DISK_MIB = 64
 NR_DISKS = 4
@@ -161,6 +161,14 @@ class OfQemu(Backend):
         run("truncate", "-s", f"{DISK_MIB}M", str(_QDISK)).expect(0)
         silent = ["-nodefaults", "-nographic", "-monitor", "null", "-serial", "null", "-parallel", "null"]
         self._qemu = Running(str(QEMU), "-M", "xenpv", "-xen-domid", str(guest.domid), "-xen-attach", "-name", "qdisk", *silent)
+        try:
+            state = f"/local/domain/0/device-model/{guest.domid}/state"
+            eventually("QEMU runs", lambda: xenstore.read(state) == "running")
+        except Stuck as stuck:
+            self._qemu.terminate()
+            raise Stuck(f"{stuck}; it said: {self._qemu.wait().output.strip()}") from None
+        # libxl attaches nothing without that (libxl__dm_check_start), and ends it with the guest.
+        xenstore.write(f"{guest.home}/image/device-model-pid", str(self._qemu.pid))
 
     def attach(self, guest: Guest, vdev: str) -> None:
         guest.attach(disks.Disk(vdev, f"vdev={vdev},format=raw,access=rw,backendtype=qdisk,target={_QDISK}"))
