@@ -131,7 +131,7 @@ impl Events {
         }
         // 0 means never, so that "at once" is 1.
         let timeout_ns = deadline.map_or(0, |deadline| deadline.as_ns().max(1));
-        let hot = self.hypercalls.seen_by_xen(HOT.as_ptr()) as u64;
+        let hot = self.hypercalls.seen_by_xen(HOT.as_ptr(), 1) as u64;
         POLL.ports.store(hot, Ordering::Relaxed);
         POLL.nr_ports.store(self.ports.hot().is_some().into(), Ordering::Relaxed);
         POLL.timeout_ns.store(timeout_ns, Ordering::Relaxed);

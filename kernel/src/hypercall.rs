@@ -166,7 +166,7 @@ impl Hypercalls {
                 page = sym PAGE,
                 offset = const SCHED_OP * 32,
                 inlateout("rdi") SCHEDOP_POLL => _,
-                inlateout("rsi") self.seen_by_xen(poll) => _,
+                inlateout("rsi") self.seen_by_xen(poll, 1) => _,
                 out("rdx") _, out("r10") _, out("r8") _, out("r9") _, out("rcx") _, out("r11") _,
                 lateout("rax") answer,
             );
@@ -223,16 +223,19 @@ impl Hypercalls {
         check(unsafe { self.grant_op(GNTTABOP_COPY, ops) })
     }
 
-    /// The address by which Xen is to find an argument.
-    pub(crate) fn seen_by_xen<T>(self, argument: *const T) -> usize {
-        let address = argument.expose_provenance();
-        if address < GIB { address + self.low_gib_again } else { address }
+    /// The address by which Xen is to find `count` arguments.
+    pub(crate) fn seen_by_xen<T>(self, arguments: *const T, count: usize) -> usize {
+        let address = arguments.expose_provenance();
+        // What lies across the end of the GiB has one address, its own.
+        let left_bytes = GIB.checked_sub(address);
+        let is_within = left_bytes.is_some_and(|left_bytes| left_bytes >= count * size_of::<T>());
+        if is_within { address + self.low_gib_again } else { address }
     }
 
     /// # Safety
     /// `ops` are of the type that `command` takes, and its effect on memory is sound.
     unsafe fn grant_op<T>(self, command: usize, ops: &mut [T]) -> i64 {
-        let (address, count) = (self.seen_by_xen(ops.as_mut_ptr()), ops.len());
+        let (address, count) = (self.seen_by_xen(ops.as_mut_ptr(), ops.len()), ops.len());
         // SAFETY: the caller's contract.
         unsafe { self.raw::<GRANT_TABLE_OP>(command, address, count) }
     }
@@ -241,7 +244,7 @@ impl Hypercalls {
     /// `op` is of the type that the hypercall's `command` takes, and its effect on memory is sound.
     unsafe fn op<const NUMBER: usize, T>(self, command: usize, op: &mut T) -> i64 {
         // SAFETY: the caller's contract.
-        unsafe { self.raw::<NUMBER>(command, self.seen_by_xen(op), 0) }
+        unsafe { self.raw::<NUMBER>(command, self.seen_by_xen(op, 1), 0) }
     }
 
     /// # Safety
