@@ -9,6 +9,8 @@ from ..dom0.names import COPIED_BY, DRIVER_INITRAMFS, GUEST_CMDLINE, GUEST_KERNE
 from ..dom0.xen import Running, Stuck, eventually, run, xenstore
 
 DISK_MIB = 64
+LINUX_NAME = "linux-driver"
+
 NR_DISKS = 4
 """How many a Linux backend has; a Granary has as many as are asked for."""
 
@@ -44,9 +46,9 @@ class Backend(ABC):
 class OfGranary(Backend):
     """A Granary that copies by one of its routines, or by the one it chooses itself."""
 
-    def __init__(self, routine: str | None = None, memory_mib: int = DISK_MIB + 16):
+    def __init__(self, routine: str | None = None):
         cmdline = f"copy={routine}" if routine else ""
-        self._domain = Granary.create(f"granary-{routine or 'bench'}", memory=memory_mib, cmdline=cmdline)
+        self._domain = Granary.create(f"granary-{routine or 'bench'}", memory=DISK_MIB + 16, cmdline=cmdline)
         self._routine = self._domain.console.wait(COPIED_BY).group(1)
         self.name = f"Granary ({self._routine})"
         self.domid = self._domain.domid
@@ -79,7 +81,7 @@ class OfLinux(Backend):
     name = "Linux driver domain"
 
     def __init__(self, memory_mib: int = DISK_MIB * NR_DISKS + 128, disk_mib: int = DISK_MIB):
-        self._domain = LinuxDriver.create("linux-driver", memory_mib, disk_mib)
+        self._domain = LinuxDriver.create(LINUX_NAME, memory_mib, disk_mib)
         self.domid = self._domain.domid
         self._free = list(range(NR_DISKS))
         self._used: dict[str, int] = {}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 
-from ..bench.backends import DISK_MIB, NR_DISKS, Backend, InDom0, OfGranary, OfLinux, OfQemu
+from ..bench.backends import DISK_MIB, LINUX_NAME, NR_DISKS, Backend, InDom0, OfGranary, OfLinux, OfQemu
 from ..bench.cases import CASES, MIB, Case
 from ..bench.results import GRANARY, Fact, Sample
 from ..dom0 import disks, names
@@ -211,11 +211,13 @@ def _smallest(lab: Lab, serves: Callable[[Guest, int], None], sizes: range) -> i
             lab.note(f"memory={mib}: {str(failure).splitlines()[0]}")
             break
         works = mib
+    else:
+        raise Mismatch(f"even memory={sizes[-1]} is enough, and nothing smaller was tried")
     if not works:
         raise Mismatch(f"not even memory={sizes[0]} is enough")
     guest.try_detach("xvdb")
     for domain in domains():
-        if domain.name in (_SMALL_GRANARY, "linux-driver"):
+        if domain.name in (_SMALL_GRANARY, LINUX_NAME):
             run("xl", "destroy", domain.name)
     return works
 
