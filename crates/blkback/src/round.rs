@@ -197,7 +197,7 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
                     if failure.is_none() {
                         self.stats.nr_writes += 1;
                         self.stats.nr_sectors_written += write.range().nr();
-                        self.media.disk.commit_write(self.media.pool, write);
+                        let _ = self.media.disk.commit_write(self.media.pool, write);
                     } else {
                         self.media.disk.abort_write(self.media.pool, write);
                     }
@@ -232,7 +232,8 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
     /// Ends all that was begun before the request at `end`, and makes it durable.
     fn flush(&mut self, end: usize) -> Result<(), Reason> {
         self.finish(end);
-        Ok(self.media.disk.flush(self.media.pool)?)
+        self.media.disk.flush(self.media.pool)?;
+        Ok(())
     }
 
     /// Begins a read or write of a request's segments.
@@ -329,7 +330,7 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
         self.entries[owner].state =
             match disk.discard(pool, range, discard, &mut Steps::new(MAX_DISCARDED))? {
                 Progress::More => State::Discarding(range, discard),
-                Progress::Done => {
+                _ => {
                     self.stats.nr_discards += 1;
                     self.stats.nr_sectors_discarded += range.nr();
                     State::Done(Ok(()))

@@ -1,5 +1,6 @@
 //! The interface between blkback and whatever keeps a disk's bytes.
 
+use crate::device::Failure;
 use crate::geometry::{Geometry, SectorRange};
 use crate::memory::{FrameAddr, FrameMemory};
 use crate::pool::{PagePool, Reserved};
@@ -38,11 +39,48 @@ impl<F: FnMut(Extent)> ExtentSink for F {
     }
 }
 
+/// What a store works on for a request that it could not answer at once. Whoever has it owes the
+/// store that made it its end.
+#[must_use = "the store keeps what it names until it is ended"]
+#[derive(PartialEq, Eq, Debug)]
+pub struct Token {
+    /// The place in the store's table, and how often that was used before: a token that is used
+    /// after its end names nothing.
+    pub(crate) slot: u32,
+    pub(crate) generation: u32,
+}
+
 /// An open read, made by [`PagePool::begin_read`]: until it is ended, its extents keep their bytes.
 #[must_use = "an open read holds frames until it is ended"]
 #[derive(Debug)]
 pub struct OpenRead {
-    pub(crate) _private: (),
+    /// What its bytes come from, unless they are in frames of the pool alone.
+    pub(crate) token: Option<Token>,
+    pub(crate) naming: Naming,
+}
+
+/// Whether an open request's extents are named.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Naming {
+    /// They are.
+    Done,
+    /// They are named by [`BlockStore::resume_read`] or [`BlockStore::resume_write`], once
+    /// [`BlockStore::is_ready`] says that there is something to name.
+    Later,
+}
+
+impl OpenRead {
+    /// Whether its extents were named.
+    #[must_use]
+    pub const fn naming(&self) -> Naming {
+        self.naming
+    }
+
+    /// What it waits for, where its extents were not named at once.
+    #[must_use]
+    pub const fn token(&self) -> Option<&Token> {
+        self.token.as_ref()
+    }
 }
 
 /// An open write: until it is committed, nobody sees its extents.
@@ -54,12 +92,15 @@ pub struct OpenWrite {
     pub(crate) reserved: Reserved,
     /// Pages among them that the disk does not have yet.
     pub(crate) nr_new: u64,
+    /// What its bytes go to, or what it keeps of the disk comes from, unless that is the pool.
+    pub(crate) token: Option<Token>,
+    pub(crate) naming: Naming,
 }
 
 impl OpenWrite {
     /// A write for which nothing is reserved yet.
     pub const fn new(range: SectorRange) -> Self {
-        Self { range, reserved: Reserved::NONE, nr_new: 0 }
+        Self { range, reserved: Reserved::NONE, nr_new: 0, token: None, naming: Naming::Done }
     }
 
     /// What is written.
@@ -67,15 +108,39 @@ impl OpenWrite {
     pub const fn range(&self) -> SectorRange {
         self.range
     }
+
+    /// Whether its extents were named.
+    #[must_use]
+    pub const fn naming(&self) -> Naming {
+        self.naming
+    }
+
+    /// What it waits for, where its extents were not named at once.
+    #[must_use]
+    pub const fn token(&self) -> Option<&Token> {
+        self.token.as_ref()
+    }
 }
 
-/// Whether a long operation is finished.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// Whether an operation is finished.
+#[derive(PartialEq, Eq, Debug)]
 pub enum Progress {
     /// All of it is done.
     Done,
     /// The steps are used up: call again with the same arguments.
     More,
+    /// The store works on it: [`BlockStore::conclude`] says how it went, once
+    /// [`BlockStore::is_ready`].
+    Later(Token),
+}
+
+/// Whether there is anything to make durable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Flushing {
+    /// Flushes are taken, and make true what they say.
+    Offered,
+    /// There is no flush: what is written is as durable as it gets.
+    No,
 }
 
 /// What a discard must come to.
@@ -135,6 +200,13 @@ impl Steps {
 /// [`StoreError::Busy`], and must be asked again once they are ended. With none open, no begin is
 /// busy.
 ///
+/// A store whose bytes are elsewhere does not have them at once. It may open a request without
+/// naming its extents ([`Naming::Later`]), or answer the end of one with [`Progress::Later`]; what
+/// the [`Token`] of either stands for is ready in any order. Such a store may be busy because of the
+/// requests of others, too, and is then asked again whenever anything of it has become ready. A
+/// request that nobody waits for any more is ended like any other: the store lets go of what is
+/// under way by itself.
+///
 /// Ranges were checked against [`BlockStore::geometry`]; the caller refuses writes to a disk that
 /// is read-only. What is given here once for all is that of such a disk.
 pub trait BlockStore<M: FrameMemory> {
@@ -148,6 +220,16 @@ pub trait BlockStore<M: FrameMemory> {
         None
     }
 
+    /// Whether flushes are taken.
+    fn flushing(&self) -> Flushing {
+        Flushing::Offered
+    }
+
+    /// Whether what a token stands for is ready to be resumed or concluded.
+    fn is_ready(&self, _token: &Token) -> bool {
+        true
+    }
+
     /// Begins a read: the extents that hold the range's bytes go to `sink`.
     ///
     /// # Errors
@@ -158,6 +240,21 @@ pub trait BlockStore<M: FrameMemory> {
         range: SectorRange,
         sink: &mut impl ExtentSink,
     ) -> Result<OpenRead, StoreError>;
+
+    /// Names the extents of a read that were not named at once, when its token is ready. It is still
+    /// to be ended, also where this fails.
+    ///
+    /// # Errors
+    /// The read cannot be done; what `sink` got is void.
+    fn resume_read(
+        &mut self,
+        _pool: &mut PagePool<M>,
+        _read: &mut OpenRead,
+        _range: SectorRange,
+        _sink: &mut impl ExtentSink,
+    ) -> Result<(), StoreError> {
+        Err(StoreError::Stale)
+    }
 
     /// Ends a read; its extents may change from now on.
     fn end_read(&mut self, pool: &mut PagePool<M>, read: OpenRead) {
@@ -178,8 +275,31 @@ pub trait BlockStore<M: FrameMemory> {
         Err(StoreError::ReadOnly)
     }
 
-    /// Publishes a write whose extents have all been copied to.
-    fn commit_write(&mut self, _pool: &mut PagePool<M>, _write: OpenWrite) {}
+    /// Names the extents of a write that were not named at once, when its token is ready. It is still
+    /// to be committed, or, where this fails, to be aborted.
+    ///
+    /// # Errors
+    /// The write cannot be done; what `sink` got is void.
+    fn resume_write(
+        &mut self,
+        _pool: &mut PagePool<M>,
+        _write: &mut OpenWrite,
+        _sink: &mut impl ExtentSink,
+    ) -> Result<(), StoreError> {
+        Err(StoreError::Stale)
+    }
+
+    /// Publishes a write whose extents have all been copied to. Never [`Progress::More`].
+    ///
+    /// # Errors
+    /// The write was not done, or not all of it; it is closed.
+    fn commit_write(
+        &mut self,
+        _pool: &mut PagePool<M>,
+        _write: OpenWrite,
+    ) -> Result<Progress, StoreError> {
+        Ok(Progress::Done)
+    }
 
     /// Gives a write up: the disk is as it was.
     fn abort_write(&mut self, _pool: &mut PagePool<M>, _write: OpenWrite) {}
@@ -199,13 +319,26 @@ pub trait BlockStore<M: FrameMemory> {
         Err(StoreError::ReadOnly)
     }
 
-    /// Makes every committed write durable, as far as the store can.
+    /// Makes every write durable whose commit is done, as far as the store can. Never
+    /// [`Progress::More`].
     ///
     /// # Errors
     /// Writes that were acknowledged may be lost.
-    fn flush(&mut self, _pool: &mut PagePool<M>) -> Result<(), StoreError> {
-        Ok(())
+    fn flush(&mut self, _pool: &mut PagePool<M>) -> Result<Progress, StoreError> {
+        Ok(Progress::Done)
     }
+
+    /// Ends what was answered by [`Progress::Later`] and is ready. [`Progress::More`] only of a
+    /// discard.
+    ///
+    /// # Errors
+    /// How it failed.
+    fn conclude(&mut self, _pool: &mut PagePool<M>, _token: Token) -> Result<Progress, StoreError> {
+        Err(StoreError::Stale)
+    }
+
+    /// Nobody waits any more for what was answered by [`Progress::Later`], ready or not.
+    fn cancel(&mut self, _pool: &mut PagePool<M>, _token: Token) {}
 }
 
 /// Why a store refuses.
@@ -240,6 +373,12 @@ pub enum StoreError {
     /// Not beside the requests that are open; ask again when they are ended.
     #[error("busy with an overlapping request")]
     Busy,
+    /// The disk is another's, and that answered so.
+    #[error("{0}")]
+    Device(Failure),
+    /// A token that names nothing, or not what was asked for.
+    #[error("the request is not under way")]
+    Stale,
     /// The disk does not erase: others may see what it gives up.
     #[error("the disk does no secure discards")]
     NotSecure,

@@ -1,7 +1,8 @@
 //! The closed set of stores.
 
 use crate::block_store::{
-    BlockStore, Discard, ExtentSink, OpenRead, OpenWrite, Progress, Steps, StoreError,
+    BlockStore, Discard, ExtentSink, Flushing, OpenRead, OpenWrite, Progress, Steps, StoreError,
+    Token,
 };
 use crate::geometry::{Geometry, SectorRange};
 use crate::image::ImageDisk;
@@ -51,6 +52,14 @@ impl<M: FrameMemory> BlockStore<M> for Disk {
         each!(self, disk => BlockStore::<M>::unpack_unit_bytes(disk))
     }
 
+    fn flushing(&self) -> Flushing {
+        each!(self, disk => BlockStore::<M>::flushing(disk))
+    }
+
+    fn is_ready(&self, token: &Token) -> bool {
+        each!(self, disk => BlockStore::<M>::is_ready(disk, token))
+    }
+
     fn begin_read(
         &mut self,
         pool: &mut PagePool<M>,
@@ -58,6 +67,16 @@ impl<M: FrameMemory> BlockStore<M> for Disk {
         sink: &mut impl ExtentSink,
     ) -> Result<OpenRead, StoreError> {
         each!(self, disk => disk.begin_read(pool, range, sink))
+    }
+
+    fn resume_read(
+        &mut self,
+        pool: &mut PagePool<M>,
+        read: &mut OpenRead,
+        range: SectorRange,
+        sink: &mut impl ExtentSink,
+    ) -> Result<(), StoreError> {
+        each!(self, disk => disk.resume_read(pool, read, range, sink))
     }
 
     fn end_read(&mut self, pool: &mut PagePool<M>, read: OpenRead) {
@@ -73,8 +92,21 @@ impl<M: FrameMemory> BlockStore<M> for Disk {
         each!(self, disk => disk.begin_write(pool, range, sink))
     }
 
-    fn commit_write(&mut self, pool: &mut PagePool<M>, write: OpenWrite) {
-        each!(self, disk => disk.commit_write(pool, write));
+    fn resume_write(
+        &mut self,
+        pool: &mut PagePool<M>,
+        write: &mut OpenWrite,
+        sink: &mut impl ExtentSink,
+    ) -> Result<(), StoreError> {
+        each!(self, disk => disk.resume_write(pool, write, sink))
+    }
+
+    fn commit_write(
+        &mut self,
+        pool: &mut PagePool<M>,
+        write: OpenWrite,
+    ) -> Result<Progress, StoreError> {
+        each!(self, disk => disk.commit_write(pool, write))
     }
 
     fn abort_write(&mut self, pool: &mut PagePool<M>, write: OpenWrite) {
@@ -91,7 +123,15 @@ impl<M: FrameMemory> BlockStore<M> for Disk {
         each!(self, disk => disk.discard(pool, range, discard, steps))
     }
 
-    fn flush(&mut self, pool: &mut PagePool<M>) -> Result<(), StoreError> {
+    fn flush(&mut self, pool: &mut PagePool<M>) -> Result<Progress, StoreError> {
         each!(self, disk => disk.flush(pool))
+    }
+
+    fn conclude(&mut self, pool: &mut PagePool<M>, token: Token) -> Result<Progress, StoreError> {
+        each!(self, disk => disk.conclude(pool, token))
+    }
+
+    fn cancel(&mut self, pool: &mut PagePool<M>, token: Token) {
+        each!(self, disk => disk.cancel(pool, token));
     }
 }

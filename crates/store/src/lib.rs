@@ -10,6 +10,7 @@ extern crate alloc;
 
 mod audit;
 mod block_store;
+mod device;
 mod disk;
 mod geometry;
 mod image;
@@ -21,8 +22,10 @@ mod table;
 
 pub use audit::{Audit, Mismatch};
 pub use block_store::{
-    BlockStore, Discard, Extent, ExtentSink, OpenRead, OpenWrite, Progress, Steps, StoreError,
+    BlockStore, Discard, Extent, ExtentSink, Flushing, Naming, OpenRead, OpenWrite, Progress,
+    Steps, StoreError, Token,
 };
+pub use device::{Completion, Device, Failure, Refusal, Refused, Request, Tag};
 pub use disk::Disk;
 pub use geometry::{
     Access, BlockSize, DiscardLimits, Geometry, SECTOR_SHIFT, SECTOR_SIZE, SectorRange,

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 
 use xen_abi::{Gfn, PAGE_SIZE};
 
-use crate::block_store::{OpenRead, StoreError};
+use crate::block_store::{Naming, OpenRead, StoreError};
 use crate::memory::{FrameAddr, FrameMemory};
 
 const WORD_BYTES: usize = 4;
@@ -388,7 +388,7 @@ impl<M: FrameMemory> PagePool<M> {
     /// its bytes.
     pub const fn begin_read(&mut self) -> OpenRead {
         self.nr_reads += 1;
-        OpenRead { _private: () }
+        OpenRead { token: None, naming: Naming::Done }
     }
 
     /// Begins a read of what `name` names, unless that fails.
@@ -407,10 +407,10 @@ impl<M: FrameMemory> PagePool<M> {
     }
 
     /// Ends a read.
-    #[expect(clippy::needless_pass_by_value, reason = "a read is ended once")]
     #[inline]
     pub fn end_read(&mut self, read: OpenRead) {
-        let OpenRead { _private: () } = read;
+        let OpenRead { token, naming } = read;
+        debug_assert!(token.is_none() && naming == Naming::Done, "not a read of the pool's");
         debug_assert!(self.nr_reads > 0, "more reads ended than begun");
         self.nr_reads = self.nr_reads.saturating_sub(1);
         if self.nr_reads > 0 {

@@ -221,14 +221,13 @@ impl PageTable {
                 debug_assert_eq!((self.nr_pages, self.nr_nodes), (0, 0), "an empty table's books");
                 Ok(Progress::Done)
             }
-            (_, Left::Nothing) => Ok(Progress::More),
-            (Progress::More, Left::Something) => Ok(Progress::More),
             (Progress::Done, Left::Something) => match removal.refused {
                 Some(error) if pool.nr_free() <= nr_free => Err(error),
                 // There may be room for the copy now.
                 Some(_) => Ok(Progress::More),
                 None => Ok(Progress::Done),
             },
+            _ => Ok(Progress::More),
         }
     }
 
@@ -294,7 +293,6 @@ impl PageTable {
                 store(pool, at, Some(child.gfn));
             }
             match self.remove_below(pool, child, removal) {
-                (Progress::More, _) => return MORE,
                 (Progress::Done, Left::Something) => left = Left::Something,
                 (Progress::Done, Left::Nothing) => {
                     if !removal.steps.take() {
@@ -304,6 +302,7 @@ impl PageTable {
                     self.nr_nodes -= 1;
                     pool.release(child.gfn);
                 }
+                _ => return MORE,
             }
         }
         (Progress::Done, left)

@@ -100,7 +100,7 @@ fn cost<T>(
 fn write(disk: &mut PageDisk, pool: &mut PagePool<Counted>, first: u64, nr: u64) {
     let range = SectorRange::on(&BlockStore::<Counted>::geometry(disk), first, nr).unwrap();
     let open = disk.begin_write(pool, range, &mut |_| ()).unwrap();
-    disk.commit_write(pool, open);
+    disk.commit_write(pool, open).unwrap();
 }
 
 fn read(disk: &mut PageDisk, pool: &mut PagePool<Counted>, first: u64, nr: u64) {

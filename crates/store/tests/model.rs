@@ -248,9 +248,8 @@ impl Lab {
                     if !model.discarding {
                         model.drop_pages(0..LARGE);
                     }
-                    let progress = result.unwrap();
-                    model.discarding = progress == Progress::More;
-                    Ok(progress)
+                    model.discarding = result == Ok(Progress::More);
+                    Ok(if model.discarding { Progress::More } else { Progress::Done })
                 };
                 assert_eq!(result, expected);
             }
@@ -345,7 +344,7 @@ impl Lab {
         let write = self.writes.remove(which % self.writes.len());
         let (_, disk, model) = self.disks.iter_mut().find(|(id, _, _)| *id == write.disk).unwrap();
         if commit {
-            disk.commit_write(&mut self.pool, write.open);
+            disk.commit_write(&mut self.pool, write.open).unwrap();
             model.write(write.range, write.value);
         } else {
             disk.abort_write(&mut self.pool, write.open);
@@ -368,8 +367,8 @@ impl Lab {
         let error = loop {
             let (_, disk, _) = &mut self.disks[at];
             match disk.discard(&mut self.pool, range, kind, &mut Steps::new(steps)) {
-                Ok(Progress::More) => {}
                 Ok(Progress::Done) => break None,
+                Ok(_) => {}
                 Err(error) => break Some(error),
             }
         };

@@ -163,11 +163,11 @@ fn writes_that_meet_in_a_page_wait_where_one_keeps_a_part_of_it() {
         assert_eq!(again.unwrap_err(), StoreError::Busy, "{first}+{nr}");
     }
     let beside = disk.begin_write(&mut pool, range(&disk, 8, 3), &mut |_| ()).unwrap();
-    disk.commit_write(&mut pool, part);
+    disk.commit_write(&mut pool, part).unwrap();
     let whole = disk.begin_write(&mut pool, range(&disk, 0, 8), &mut |_| ()).unwrap();
     let too = disk.begin_write(&mut pool, range(&disk, 0, 8), &mut |_| ()).unwrap();
-    disk.commit_write(&mut pool, beside);
-    disk.commit_write(&mut pool, too);
+    disk.commit_write(&mut pool, beside).unwrap();
+    disk.commit_write(&mut pool, too).unwrap();
     disk.abort_write(&mut pool, whole);
 }
 
@@ -233,8 +233,8 @@ fn a_disk_has_no_more_pages_than_its_cap() {
     let whole = range(&disk, 0, 8);
     let one = disk.begin_write(&mut pool, whole, &mut |_| ()).unwrap();
     let other = disk.begin_write(&mut pool, whole, &mut |_| ()).unwrap();
-    disk.commit_write(&mut pool, one);
-    disk.commit_write(&mut pool, other);
+    disk.commit_write(&mut pool, one).unwrap();
+    disk.commit_write(&mut pool, other).unwrap();
     write(&mut disk, &mut pool, 8, &[5; 2 * PAGE_SIZE]).unwrap();
     assert_eq!(write(&mut disk, &mut pool, 24, &[6; SECTOR]), full);
 }
@@ -362,7 +362,7 @@ fn a_discard_waits_for_open_writes() {
     for kind in [Discard::Plain, Discard::Secure] {
         assert_eq!(try_discard(&mut disk, &mut pool, kind), Err(StoreError::Busy));
     }
-    disk.commit_write(&mut pool, open);
+    disk.commit_write(&mut pool, open).unwrap();
     assert_eq!(try_discard(&mut disk, &mut pool, Discard::Plain), Ok(Progress::Done));
 }
 

@@ -608,13 +608,13 @@ fn a_null_disk_answers_everything_and_keeps_nothing() {
     let some = range(&disk, 8, 16);
     let open = disk.begin_write(&mut pool, some, &mut |extent| extents.push(extent)).unwrap();
     assert_eq!(extents, [Extent::Discarded { len_bytes: 8192 }]);
-    disk.commit_write(&mut pool, open);
+    disk.commit_write(&mut pool, open).unwrap();
     assert_eq!(read(&mut disk, &mut pool, 8, 16), [0; 8192]);
     for kind in [Discard::Plain, Discard::Secure] {
         let given_up = disk.discard(&mut pool, some, kind, &mut Steps::new(0));
         assert_eq!(given_up, Ok(Progress::Done));
     }
-    assert_eq!(disk.flush(&mut pool), Ok(()));
+    assert_eq!(disk.flush(&mut pool), Ok(Progress::Done));
     assert_eq!(disk.clear(&mut pool, &mut Steps::new(0)), Progress::Done);
     assert_eq!(pool.nr_free(), free);
 }

@@ -346,7 +346,11 @@ impl<M: FrameMemory> BlockStore<M> for PageDisk {
         Ok(write)
     }
 
-    fn commit_write(&mut self, pool: &mut PagePool<M>, mut write: OpenWrite) {
+    fn commit_write(
+        &mut self,
+        pool: &mut PagePool<M>,
+        mut write: OpenWrite,
+    ) -> Result<Progress, StoreError> {
         self.close(&write);
         self.nr_coming -= write.nr_new;
         let numbers = pages(write.range);
@@ -362,6 +366,7 @@ impl<M: FrameMemory> BlockStore<M> for PageDisk {
             }
         }
         pool.put_back(&released);
+        Ok(Progress::Done)
     }
 
     fn abort_write(&mut self, pool: &mut PagePool<M>, write: OpenWrite) {

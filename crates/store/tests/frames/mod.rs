@@ -114,7 +114,7 @@ pub fn write(
     let mut extents = Vec::new();
     let open = disk.begin_write(pool, range, &mut |extent| extents.push(extent))?;
     fill(pool, &extents, data);
-    disk.commit_write(pool, open);
+    disk.commit_write(pool, open).unwrap();
     Ok(())
 }
 
