@@ -46,8 +46,27 @@ impl<F: FnMut(Extent)> ExtentSink for F {
 pub struct Token {
     /// The place in the store's table, and how often that was used before: a token that is used
     /// after its end names nothing.
-    pub(crate) slot: u32,
-    pub(crate) generation: u32,
+    slot: u32,
+    generation: u32,
+}
+
+impl Token {
+    /// What a store has at place `slot` of its table, for the `generation`-th time.
+    pub const fn new(slot: u32, generation: u32) -> Self {
+        Self { slot, generation }
+    }
+
+    /// The place in the store's table.
+    #[must_use]
+    pub const fn slot(&self) -> u32 {
+        self.slot
+    }
+
+    /// How often the place was used before.
+    #[must_use]
+    pub const fn generation(&self) -> u32 {
+        self.generation
+    }
 }
 
 /// An open read, made by [`PagePool::begin_read`]: until it is ended, its extents keep their bytes.
@@ -70,6 +89,22 @@ pub enum Naming {
 }
 
 impl OpenRead {
+    /// A read whose bytes come from what `token` stands for, and are not there yet. The pool does not
+    /// count it among its own.
+    pub const fn later(token: Token) -> Self {
+        Self { token: Some(token), naming: Naming::Later }
+    }
+
+    /// Its extents have been named now.
+    pub const fn set_named(&mut self) {
+        self.naming = Naming::Done;
+    }
+
+    /// Takes what it stands for out of it.
+    pub const fn take_token(&mut self) -> Option<Token> {
+        self.token.take()
+    }
+
     /// Whether its extents were named.
     #[must_use]
     pub const fn naming(&self) -> Naming {
@@ -101,6 +136,21 @@ impl OpenWrite {
     /// A write for which nothing is reserved yet.
     pub const fn new(range: SectorRange) -> Self {
         Self { range, reserved: Reserved::NONE, nr_new: 0, token: None, naming: Naming::Done }
+    }
+
+    /// A write whose bytes go to what `token` stands for, or that keeps something of it.
+    pub const fn with_token(range: SectorRange, token: Token, naming: Naming) -> Self {
+        Self { token: Some(token), naming, ..Self::new(range) }
+    }
+
+    /// Its extents have been named now.
+    pub const fn set_named(&mut self) {
+        self.naming = Naming::Done;
+    }
+
+    /// Takes what it stands for out of it.
+    pub const fn take_token(&mut self) -> Option<Token> {
+        self.token.take()
     }
 
     /// What is written.
