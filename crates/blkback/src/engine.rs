@@ -11,18 +11,22 @@ use blkif::{
     BackRing, FinalCheck, Indirect, MaxIndirectSegments, Notify, Operation, ProducerOverrun,
     Response, Sector, Status, Transfer,
 };
-use store::{Access, BlockStore, FrameMemory, Geometry, PagePool, SECTOR_SIZE};
+use store::{Access, BlockStore, FrameMemory, Geometry, PagePool, SECTOR_SIZE, StoreError};
 use xen_abi::{DomId, EvtchnPort, Gfn, GntStatus, PAGE_SIZE};
 
 use crate::batch::{Batch, Piece};
 use crate::descriptors::{Descriptors, Fetched, SegmentBytes};
+use crate::entry::{Entry, Kind, State, Task};
 use crate::persistent::Persistent;
 use crate::refused::{Reason, Refused};
-use crate::round::{Entry, Kind, Round, State, Task};
+use crate::round::Round;
 use crate::{Grants, Stats};
 
-/// Requests that a round takes at most: a whole ring of one page.
+/// Requests that a round takes off the ring at most: a whole one of one page.
 const MAX_REQUESTS: usize = 32;
+
+/// Requests of a ring that a store may be working on at once. More stay on the ring.
+const MAX_IN_FLIGHT: usize = 64;
 
 /// Segments that a round takes at most, give or take one request: 4 MiB.
 const MAX_SEGMENTS: usize = 1024;
@@ -43,8 +47,9 @@ pub struct Queue<M> {
     pub mapped: Option<Persistent<M>>,
     /// What was done.
     pub stats: Stats,
-    /// A discard that takes more than one round. Nothing is taken off the ring before it is done.
-    unfinished: Option<Entry>,
+    /// Requests that are not answered, in the order of the ring: the store works on some of them, or
+    /// is asked again.
+    in_flight: Vec<Entry>,
 }
 
 impl<M> Queue<M> {
@@ -56,13 +61,31 @@ impl<M> Queue<M> {
         peer: DomId,
         mapped: Option<Persistent<M>>,
     ) -> Self {
-        Self { ring, port, peer, mapped, stats: Stats::default(), unfinished: None }
+        Self { ring, port, peer, mapped, stats: Stats::default(), in_flight: Vec::new() }
     }
 
     /// Pages of the frontend that stay mapped, the ring's own not among them.
     #[must_use]
     pub fn nr_mapped(&self) -> usize {
         self.mapped.as_ref().map_or(0, Persistent::nr_pages)
+    }
+
+    /// Requests that were taken off the ring and are not answered.
+    #[must_use]
+    pub const fn nr_in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Gives up what is not answered, before the ring is let go. What the store works on it ends by
+    /// itself, in frames of its own.
+    pub fn abandon<F: FrameMemory>(
+        &mut self,
+        disk: &mut impl BlockStore<F>,
+        pool: &mut PagePool<F>,
+    ) {
+        for mut entry in self.in_flight.drain(..) {
+            entry.abandon(disk, pool, Reason::Store(StoreError::Stale));
+        }
     }
 
     /// Lets the ring go: all that is mapped of its frontend, to be unmapped.
@@ -101,12 +124,23 @@ pub enum Discards {
 /// How a turn ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Turn {
-    /// Whether more requests are at hand.
-    pub left: FinalCheck,
+    /// What the ring has its next turn for.
+    pub next: Next,
     /// The first request that was refused.
     pub refused: Option<Refused>,
     /// What Xen said where it did not unmap a page that had to go.
     pub lost: Option<GntStatus>,
+}
+
+/// What a ring has its next turn for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Next {
+    /// There is more to do at once.
+    Work,
+    /// An event of its frontend, or something of its disk that has become ready.
+    Event,
+    /// Its disk is busy: something of it that has become ready, or was let go by another ring.
+    Disk,
 }
 
 /// Serves the rings, one at a time. Holds what a round needs, so that no round allocates.
@@ -114,7 +148,7 @@ pub struct Turn {
 pub struct Engine {
     batch: Batch,
     descriptors: Descriptors,
-    /// The requests of this round, in the order of the ring.
+    /// The requests that are in flight and those of this round, in the order of the ring.
     round: Vec<Entry>,
     /// Those among them whose segments lie in pages: the place in the round, and where to.
     indirect: Vec<(usize, Indirect, Fetched)>,
@@ -135,9 +169,9 @@ impl Engine {
     pub fn new(area: Gfn, max_indirect: MaxIndirectSegments) -> Self {
         let max_segments = usize::from(max_indirect.get()).max(blkif::MAX_SEGMENTS);
         Self {
-            batch: Batch::new(MAX_REQUESTS),
+            batch: Batch::new(MAX_IN_FLIGHT),
             descriptors: Descriptors::new(area, max_indirect),
-            round: Vec::with_capacity(MAX_REQUESTS),
+            round: Vec::with_capacity(MAX_IN_FLIGHT),
             indirect: Vec::with_capacity(MAX_REQUESTS),
             segment_bytes: alloc::vec![SegmentBytes::default(); max_indirect.get().into()],
             pieces: Vec::with_capacity(MAX_SEGMENTS + max_segments),
@@ -168,11 +202,12 @@ impl Engine {
     {
         queue.stats.at_hand.count(queue.ring.unconsumed()? as usize);
         let geometry = media.disk.geometry();
-        self.begin(queue, &geometry, media.disk.unpack_unit_bytes());
+        let next = self.begin(queue, &geometry, media.disk);
         let mut round = Round {
             geometry,
             entries: &mut self.round,
             nr_ended: 0,
+            next,
             indirect: &self.indirect,
             batch: &mut self.batch,
             segment_bytes: &mut self.segment_bytes,
@@ -187,21 +222,21 @@ impl Engine {
         round.prepare();
         round.begin_all();
         round.finish(usize::MAX);
+        let next = round.next;
+        self.park(queue, media);
         let refused = self.answer(queue, grants);
         let lost = queue.mapped.as_mut().and_then(|mapped| mapped.unmap_evicted(grants).err());
-        let left =
-            if queue.unfinished.is_some() { FinalCheck::Work } else { queue.ring.final_check()? };
-        Ok(Turn { left, refused, lost })
+        let next = if next == Next::Event { Self::look_again(queue)? } else { next };
+        Ok(Turn { next, refused, lost })
     }
 
-    /// Takes requests off the ring, unless one is to be gone on with.
-    fn begin<M>(
-        &mut self,
-        queue: &mut Queue<M>,
-        geometry: &Geometry,
-        unpack_unit_bytes: Option<u64>,
-    ) where
-        M: xen_abi::SharedMemory,
+    /// Takes up what is in flight, and takes requests off the ring unless one that is not begun holds
+    /// them back. Whether something that is ready is left for the next round.
+    fn begin<F, M, D>(&mut self, queue: &mut Queue<F>, geometry: &Geometry, disk: &D) -> Next
+    where
+        F: xen_abi::SharedMemory,
+        M: FrameMemory,
+        D: BlockStore<M>,
     {
         self.batch.begin();
         self.descriptors.begin();
@@ -211,13 +246,34 @@ impl Engine {
         if let Some(mapped) = &mut queue.mapped {
             mapped.begin();
         }
-        if let Some(entry) = queue.unfinished.take() {
+        let mut next = Next::Event;
+        let mut is_held_back = false;
+        for mut entry in queue.in_flight.drain(..) {
+            if entry.is_due(disk) {
+                if self.pieces.len() < MAX_SEGMENTS {
+                    entry.take_up(&mut self.pieces);
+                } else {
+                    next = Next::Work;
+                }
+            }
+            is_held_back |= entry.holds_back();
             self.round.push(entry);
-            return;
         }
+        if !is_held_back {
+            self.take(queue, geometry, disk.unpack_unit_bytes());
+        }
+        next
+    }
+
+    /// Takes requests off the ring.
+    fn take<M>(&mut self, queue: &mut Queue<M>, geometry: &Geometry, unpack_unit_bytes: Option<u64>)
+    where
+        M: xen_abi::SharedMemory,
+    {
         let mut nr_segments = 0;
         let mut unpacked_bytes = 0;
-        while self.round.len() < MAX_REQUESTS
+        let max_requests = MAX_IN_FLIGHT.min(self.round.len() + MAX_REQUESTS);
+        while self.round.len() < max_requests
             && nr_segments < MAX_SEGMENTS
             && unpacked_bytes < MAX_UNPACKED_BYTES
             && self.descriptors.has_room()
@@ -265,30 +321,44 @@ impl Engine {
                 Operation::Unknown { .. } => State::Done(Err(Reason::Unsupported)),
             };
             let may_take_long = matches!(state, State::Discard { .. });
-            self.round.push(Entry { id, operation, state });
+            self.round.push(Entry::new(id, operation, state));
             if may_take_long {
                 break;
             }
         }
     }
 
-    /// Answers every request of the round, in order.
+    /// Keeps what is not done for a later round. Nothing can be in flight that there is no room for.
+    fn park<F, M, D>(&mut self, queue: &mut Queue<F>, media: &mut Media<'_, M, D>)
+    where
+        M: FrameMemory,
+        D: BlockStore<M>,
+    {
+        let first = self.round.iter().position(|entry| !entry.is_done());
+        let Some(first) = first else { return };
+        let room = queue.in_flight.try_reserve(self.round.len() - first);
+        for entry in &mut self.round[first..] {
+            let kept = match room {
+                Ok(()) => entry.lay_down(&self.pieces),
+                Err(_) => Err(StoreError::NoHeap),
+            };
+            if let Err(error) = kept {
+                entry.abandon(media.disk, media.pool, error.into());
+            }
+        }
+    }
+
+    /// Answers the requests of the round, in order, up to the first that is not done.
     fn answer<G: Grants>(
         &mut self,
         queue: &mut Queue<G::Mapping>,
         grants: &mut G,
     ) -> Option<Refused> {
         let mut refused = None;
-        // Nothing is taken off the ring after a discard.
-        queue.unfinished = self.round.pop_if(|entry| matches!(entry.state, State::Discarding(..)));
-        for &Entry { id, operation, ref state } in &self.round {
-            let result = match state {
-                State::Done(result) => *result,
-                state => {
-                    debug_assert!(false, "{state:?} is not finished");
-                    Err(Reason::Unsupported)
-                }
-            };
+        let mut nr_done = 0;
+        for &Entry { id, operation, ref state, .. } in &self.round {
+            let State::Done(result) = *state else { break };
+            nr_done += 1;
             let status = match result {
                 Ok(()) => Status::OKAY,
                 Err(reason) => {
@@ -300,10 +370,28 @@ impl Engine {
             let pushed = queue.ring.push(&Response { id, operation, status });
             debug_assert_eq!(pushed, Ok(()), "a request is answered twice");
         }
-        if queue.ring.publish() == Notify::Needed {
+        if nr_done < self.round.len() {
+            queue.in_flight.extend(self.round.drain(nr_done..));
+        }
+        if nr_done > 0 && queue.ring.publish() == Notify::Needed {
             grants.notify(queue.port);
         }
         refused
+    }
+
+    /// What the ring has its next turn for, if it is up to the ring.
+    fn look_again<M>(queue: &mut Queue<M>) -> Result<Next, ProducerOverrun>
+    where
+        M: xen_abi::SharedMemory,
+    {
+        // The frontend need not tell of requests that are not taken before the disk is ready.
+        if queue.in_flight.len() >= MAX_IN_FLIGHT || queue.in_flight.iter().any(Entry::holds_back) {
+            return Ok(Next::Event);
+        }
+        Ok(match queue.ring.final_check()? {
+            FinalCheck::Work => Next::Work,
+            FinalCheck::Idle => Next::Event,
+        })
     }
 }
 

@@ -10,6 +10,7 @@ mod batch;
 mod connection;
 mod descriptors;
 mod engine;
+mod entry;
 mod grants;
 mod handshake;
 mod persistent;
@@ -18,7 +19,7 @@ mod round;
 mod stats;
 
 pub use connection::{KeyError, Offer, Persistence, RingKeys, Terms};
-pub use engine::{Discards, Engine, Media, Queue, Turn};
+pub use engine::{Discards, Engine, Media, Next, Queue, Turn};
 pub use grants::{Grants, MapError};
 pub use handshake::{Action, Availability, Event, Handshake, Look, Online};
 pub use persistent::Persistent;

@@ -1,82 +1,26 @@
 //! One round: requests are begun in their order, copied together, ended in their order.
 
 use alloc::vec::Vec;
+use core::mem::replace;
 use core::ops::Range;
 
-use blkif::{Indirect, IndirectOp, Malformed, OpCode, RequestId, Sector, Segment};
+use blkif::{Indirect, IndirectOp, OpCode, Sector};
 use store::{
-    Access, BlockStore, Discard, FrameMemory, Geometry, OpenRead, OpenWrite, Progress, SECTOR_SIZE,
+    Access, BlockStore, Discard, FrameMemory, Geometry, Naming, OpenWrite, PagePool, Progress,
     SectorRange, SecureDiscard, Steps, StoreError,
 };
 use xen_abi::{CopyPtr, DomId, GnttabCopy};
 
 use crate::batch::{Batch, Gather, Piece};
 use crate::descriptors::{Fetched, SegmentBytes};
-use crate::engine::{Discards, Media};
+use crate::engine::{Discards, Media, Next};
+use crate::entry::{Entry, Kind, Late, State, Task, Then};
 use crate::persistent::Persistent;
 use crate::refused::Reason;
 use crate::{Grants, Stats};
 
 /// Pages that a discard gives back in one round.
 const MAX_DISCARDED: u32 = 1024;
-
-/// A request of this round.
-#[derive(Debug)]
-pub(crate) struct Entry {
-    pub(crate) id: RequestId,
-    pub(crate) operation: OpCode,
-    pub(crate) state: State,
-}
-
-impl Entry {
-    /// A request that is answered by what is wrong with it.
-    pub(crate) const fn malformed(malformed: &Malformed) -> Self {
-        Self {
-            id: malformed.id,
-            operation: malformed.operation,
-            state: State::Done(Err(Reason::Malformed(malformed.reason))),
-        }
-    }
-}
-
-/// How far a request has come.
-#[derive(Debug)]
-pub(crate) enum State {
-    /// An indirect request whose segments are on their way to us.
-    Fetching,
-    /// Its segments are checked.
-    Parsed(Task),
-    /// A discard that is not checked yet.
-    Discard { sector: Sector, nr_sectors: u64, secure: bool },
-    /// Its data is to be copied to the guest.
-    Reading(OpenRead, SectorRange),
-    /// Its data is to be copied from the guest.
-    Writing(OpenWrite),
-    /// A part of it was given up; it goes on in the next round.
-    Discarding(SectorRange, Discard),
-    /// To be answered.
-    Done(Result<(), Reason>),
-}
-
-/// A request that moves data or orders it.
-#[derive(Clone, Debug)]
-pub(crate) struct Task {
-    kind: Kind,
-    sector: Sector,
-    nr_sectors: u64,
-    /// Its segments among those of the round.
-    pieces: Range<usize>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Kind {
-    Read,
-    Write,
-    /// Makes durable what was written before, and then writes, as Linux's backend has it.
-    Flush,
-    /// A write between all that came before and all that comes after.
-    Barrier,
-}
 
 /// What a round works with.
 pub(crate) struct Round<'a, 'm, G: Grants, M, D> {
@@ -85,6 +29,8 @@ pub(crate) struct Round<'a, 'm, G: Grants, M, D> {
     pub(crate) entries: &'a mut Vec<Entry>,
     /// Entries of which none is open any more: the first ones.
     pub(crate) nr_ended: usize,
+    /// What the ring has its next turn for, unless that is up to the ring.
+    pub(crate) next: Next,
     pub(crate) indirect: &'a [(usize, Indirect, Fetched)],
     pub(crate) batch: &'a mut Batch,
     /// Where the segments of an indirect request are read to.
@@ -153,10 +99,17 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
         }
     }
 
-    /// Begins every request.
+    /// Begins or resumes every request that may be.
     pub(crate) fn begin_all(&mut self) {
         for owner in 0..self.entries.len() {
-            let begun = match self.entries[owner].state {
+            let entry = &mut self.entries[owner];
+            if !entry.is_here() || !entry.is_due(self.media.disk) {
+                if entry.holds_back() {
+                    break;
+                }
+                continue;
+            }
+            let begun = match entry.state {
                 State::Parsed(ref task) => {
                     let task = task.clone();
                     self.begin(owner, &task)
@@ -165,10 +118,14 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
                     self.begin_discard(owner, sector, nr_sectors, secure)
                 }
                 State::Discarding(range, discard) => self.discard(owner, range, discard),
+                State::Late(_) => self.resume(owner),
                 _ => continue,
             };
             if let Err(reason) = begun {
                 self.entries[owner].state = State::Done(Err(reason));
+            }
+            if self.entries[owner].holds_back() {
+                break;
             }
         }
     }
@@ -185,7 +142,7 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
             }
             let failure = self.batch.failure(owner).map(Reason::Copy);
             let result = failure.map_or(Ok(()), Err);
-            match core::mem::replace(state, State::Done(result)) {
+            match replace(state, State::Done(result)) {
                 State::Reading(read, range) => {
                     self.media.disk.end_read(self.media.pool, read);
                     if failure.is_none() {
@@ -195,9 +152,7 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
                 }
                 State::Writing(write) => {
                     if failure.is_none() {
-                        self.stats.nr_writes += 1;
-                        self.stats.nr_sectors_written += write.range().nr();
-                        let _ = self.media.disk.commit_write(self.media.pool, write);
+                        self.commit(owner, write);
                     } else {
                         self.media.disk.abort_write(self.media.pool, write);
                     }
@@ -208,41 +163,133 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
         self.nr_ended = end;
     }
 
+    /// Ends a write whose data is copied.
+    fn commit(&mut self, owner: usize, write: OpenWrite) {
+        let nr_sectors = write.range().nr();
+        let state = match self.media.disk.commit_write(self.media.pool, write) {
+            Ok(Progress::Later(token)) => {
+                State::Late(Late::Step(token, Then::Written { nr_sectors }))
+            }
+            Ok(_) => {
+                self.stats.nr_writes += 1;
+                self.stats.nr_sectors_written += nr_sectors;
+                return;
+            }
+            Err(error) => State::Done(Err(error.into())),
+        };
+        self.entries[owner].state = state;
+    }
+
     fn begin(&mut self, owner: usize, task: &Task) -> Result<(), Reason> {
         match task.kind {
             Kind::Read => return self.transfer(owner, IndirectOp::Read, task),
             Kind::Write => return self.transfer(owner, IndirectOp::Write, task),
-            Kind::Flush => {
-                self.flush(owner)?;
-                self.stats.nr_flushes += 1;
-            }
-            Kind::Barrier => {
-                self.flush(owner)?;
-                self.stats.nr_barriers += 1;
-            }
+            Kind::Flush | Kind::Barrier => {}
         }
+        self.finish(owner);
+        if !self.entries[..owner].iter().all(Entry::is_done) {
+            return Ok(());
+        }
+        let flushed = self.media.disk.flush(self.media.pool)?;
+        match task.kind {
+            Kind::Barrier => self.stats.nr_barriers += 1,
+            _ => self.stats.nr_flushes += 1,
+        }
+        if let Progress::Later(token) = flushed {
+            let then = Then::Flushed(task.clone());
+            self.entries[owner].state = State::Late(Late::Step(token, then));
+            return Ok(());
+        }
+        self.flushed(owner, task)
+    }
+
+    /// Goes on with a request that had all before it made durable.
+    fn flushed(&mut self, owner: usize, task: &Task) -> Result<(), Reason> {
         if task.pieces.is_empty() {
             self.entries[owner].state = State::Done(Ok(()));
             return Ok(());
         }
         self.transfer(owner, IndirectOp::Write, task)?;
-        if task.kind == Kind::Barrier { self.flush(owner + 1) } else { Ok(()) }
+        self.seal(owner)
     }
 
-    /// Ends all that was begun before the request at `end`, and makes it durable.
-    fn flush(&mut self, end: usize) -> Result<(), Reason> {
-        self.finish(end);
-        self.media.disk.flush(self.media.pool)?;
+    /// Makes a barrier's own data durable before anything that comes after it, once it is written.
+    fn seal(&mut self, owner: usize) -> Result<(), Reason> {
+        if self.entries[owner].operation != OpCode::BARRIER {
+            return Ok(());
+        }
+        self.finish(owner + 1);
+        if matches!(self.entries[owner].state, State::Done(Ok(())))
+            && let Progress::Later(token) = self.media.disk.flush(self.media.pool)?
+        {
+            self.entries[owner].state = State::Late(Late::Step(token, Then::Sealed));
+        }
         Ok(())
     }
 
-    /// Begins a read or write of a request's segments.
+    /// Goes on with a request whose turn it is again in the store.
+    fn resume(&mut self, owner: usize) -> Result<(), Reason> {
+        let state = &mut self.entries[owner].state;
+        match replace(state, State::Done(Ok(()))) {
+            State::Late(Late::Read(mut read, range, task)) => {
+                let (disk, pool, mut gather) = self.gather(owner, IndirectOp::Read, task.pieces);
+                let resumed = disk.resume_read(pool, &mut read, range, &mut gather);
+                if let Err(error) = resumed {
+                    self.batch.forget(owner);
+                    self.media.disk.end_read(self.media.pool, read);
+                    return Err(error.into());
+                }
+                self.entries[owner].state = State::Reading(read, range);
+            }
+            State::Late(Late::Write(mut write, task)) => {
+                let (disk, pool, mut gather) = self.gather(owner, IndirectOp::Write, task.pieces);
+                let resumed = disk.resume_write(pool, &mut write, &mut gather);
+                if let Err(error) = resumed {
+                    self.batch.forget(owner);
+                    self.media.disk.abort_write(self.media.pool, write);
+                    return Err(error.into());
+                }
+                self.entries[owner].state = State::Writing(write);
+                self.seal(owner)?;
+            }
+            State::Late(Late::Step(token, then)) => {
+                let concluded = self.media.disk.conclude(self.media.pool, token)?;
+                self.step(owner, then, concluded)?;
+            }
+            other => self.entries[owner].state = other,
+        }
+        Ok(())
+    }
+
+    /// Goes on behind a step that is over, or not quite.
+    fn step(&mut self, owner: usize, then: Then, concluded: Progress) -> Result<(), Reason> {
+        if let Progress::Later(token) = concluded {
+            self.entries[owner].state = State::Late(Late::Step(token, then));
+            return Ok(());
+        }
+        match then {
+            Then::Written { nr_sectors } => {
+                self.stats.nr_writes += 1;
+                self.stats.nr_sectors_written += nr_sectors;
+                self.seal(owner)
+            }
+            Then::Flushed(task) => self.flushed(owner, &task),
+            Then::Sealed => Ok(()),
+            Then::Discarded(range, discard) => {
+                self.discarded(owner, range, discard, concluded);
+                Ok(())
+            }
+        }
+    }
+
+    /// Begins a read or write of a request's segments. Where the store is too busy for that, it
+    /// stays to be begun.
     fn transfer(&mut self, owner: usize, direction: IndirectOp, task: &Task) -> Result<(), Reason> {
         let range = SectorRange::on(&self.geometry, task.sector.0, task.nr_sectors)?;
         if direction == IndirectOp::Write && self.media.access == Access::ReadOnly {
             return Err(Reason::ReadOnly);
         }
-        match self.open(owner, direction, range, task.pieces.clone()) {
+        let opened = match self.open(owner, direction, range, task) {
             // What is open may be in its way, or have reserved pages in exchange for others that
             // only go back when it is ended.
             Err(
@@ -252,20 +299,28 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
                 | StoreError::CapReached { .. },
             ) => {
                 self.finish(owner);
-                Ok(self.open(owner, direction, range, task.pieces.clone())?)
+                self.open(owner, direction, range, task)
+            }
+            other => other,
+        };
+        match opened {
+            Err(StoreError::Busy) => {
+                self.entries[owner].state = State::Parsed(task.clone());
+                self.next = Next::Disk;
+                Ok(())
             }
             other => Ok(other?),
         }
     }
 
-    fn open(
+    /// What a request's extents go to.
+    fn gather(
         &mut self,
         owner: usize,
         direction: IndirectOp,
-        range: SectorRange,
         pieces: Range<usize>,
-    ) -> Result<(), StoreError> {
-        let mut gather = Gather {
+    ) -> (&mut D, &mut PagePool<M>, Gather<'_, G>) {
+        let gather = Gather {
             batch: self.batch,
             grants: self.grants,
             mapped: self.mapped.as_deref(),
@@ -276,12 +331,30 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
             pieces: &self.pieces[pieces],
             used_bytes: 0,
         };
-        let (disk, pool) = (&mut *self.media.disk, &mut *self.media.pool);
+        (&mut *self.media.disk, &mut *self.media.pool, gather)
+    }
+
+    fn open(
+        &mut self,
+        owner: usize,
+        direction: IndirectOp,
+        range: SectorRange,
+        task: &Task,
+    ) -> Result<(), StoreError> {
+        let (disk, pool, mut gather) = self.gather(owner, direction, task.pieces.clone());
         let opened = match direction {
             IndirectOp::Read => {
-                disk.begin_read(pool, range, &mut gather).map(|read| State::Reading(read, range))
+                disk.begin_read(pool, range, &mut gather).map(|read| match read.naming() {
+                    Naming::Done => State::Reading(read, range),
+                    Naming::Later => State::Late(Late::Read(read, range, task.clone())),
+                })
             }
-            IndirectOp::Write => disk.begin_write(pool, range, &mut gather).map(State::Writing),
+            IndirectOp::Write => {
+                disk.begin_write(pool, range, &mut gather).map(|write| match write.naming() {
+                    Naming::Done => State::Writing(write),
+                    Naming::Later => State::Late(Late::Write(write, task.clone())),
+                })
+            }
         };
         match opened {
             Ok(state) => {
@@ -327,71 +400,37 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
     ) -> Result<(), Reason> {
         self.finish(owner);
         let (disk, pool) = (&mut *self.media.disk, &mut *self.media.pool);
-        self.entries[owner].state =
-            match disk.discard(pool, range, discard, &mut Steps::new(MAX_DISCARDED))? {
-                Progress::More => State::Discarding(range, discard),
-                _ => {
-                    self.stats.nr_discards += 1;
-                    self.stats.nr_sectors_discarded += range.nr();
-                    State::Done(Ok(()))
-                }
-            };
+        match disk.discard(pool, range, discard, &mut Steps::new(MAX_DISCARDED)) {
+            // What the store works on is in its way.
+            Err(StoreError::Busy) => {
+                self.entries[owner].state = State::Discarding(range, discard);
+                self.next = Next::Disk;
+            }
+            progress => self.discarded(owner, range, discard, progress?),
+        }
         Ok(())
     }
-}
 
-impl From<IndirectOp> for Kind {
-    fn from(op: IndirectOp) -> Self {
-        match op {
-            IndirectOp::Read => Self::Read,
-            IndirectOp::Write => Self::Write,
-        }
-    }
-}
-
-impl Task {
-    /// Checks the segments of a request and adds them to those of the round: what there is to do,
-    /// or the answer.
-    pub(crate) fn parse(
-        kind: Kind,
-        sector: Sector,
-        segments: impl Iterator<Item = Segment>,
-        pieces: &mut Vec<Piece>,
-        geometry: &Geometry,
-        stats: &mut Stats,
-    ) -> State {
-        let start = pieces.len();
-        match check(pieces, geometry, segments) {
-            Ok(nr_sectors) => {
-                let pieces = start..pieces.len();
-                stats.segments.count(pieces.len());
-                State::Parsed(Self { kind, sector, nr_sectors, pieces })
+    fn discarded(
+        &mut self,
+        owner: usize,
+        range: SectorRange,
+        discard: Discard,
+        progress: Progress,
+    ) {
+        self.entries[owner].state = match progress {
+            Progress::More => {
+                self.next = Next::Work;
+                State::Discarding(range, discard)
             }
-            Err(reason) => {
-                pieces.truncate(start);
-                State::Done(Err(reason))
+            Progress::Later(token) => {
+                State::Late(Late::Step(token, Then::Discarded(range, discard)))
             }
-        }
+            Progress::Done => {
+                self.stats.nr_discards += 1;
+                self.stats.nr_sectors_discarded += range.nr();
+                State::Done(Ok(()))
+            }
+        };
     }
-}
-
-/// Checks segments against their page and the disk's logical block size: how many sectors they
-/// come to.
-fn check(
-    pieces: &mut Vec<Piece>,
-    geometry: &Geometry,
-    segments: impl Iterator<Item = Segment>,
-) -> Result<u64, Reason> {
-    let block_bytes = geometry.logical.bytes();
-    let mut len_bytes = 0;
-    for (n, segment) in segments.enumerate() {
-        let segment = segment.check().map_err(|error| Reason::Segment { n, error })?;
-        // A power of two.
-        if u32::from(segment.offset() | segment.len_bytes()) & (block_bytes - 1) != 0 {
-            return Err(Reason::SegmentBlock { n, block_bytes });
-        }
-        len_bytes += usize::from(segment.len_bytes());
-        pieces.push(Piece { segment, place: None });
-    }
-    Ok((len_bytes / SECTOR_SIZE) as u64)
 }

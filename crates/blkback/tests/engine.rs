@@ -3,7 +3,7 @@
 
 #![allow(clippy::cast_possible_truncation, clippy::unwrap_used, reason = "a test may")]
 
-use blkback::{Discards, Engine, Grants, Media, Persistent, Queue, Reason, Refused, Turn};
+use blkback::{Discards, Engine, Grants, Media, Next, Persistent, Queue, Reason, Refused, Turn};
 use blkif::{
     Abi, BackRing, FinalCheck, FrontRing, Indirect, IndirectOp, MalformedReason,
     MaxIndirectSegments, Notify, OpCode, Operation, Request, RequestId, Response, Sector, Segment,
@@ -121,7 +121,7 @@ impl Lab {
     fn serve(&mut self, op: Operation) -> (Status, Option<Reason>) {
         let id = self.put(op);
         let turn = self.turn();
-        assert_eq!(turn.left, FinalCheck::Idle);
+        assert_eq!(turn.next, Next::Event);
         let responses = self.responses();
         let [response] = responses[..] else { panic!("{responses:?}") };
         assert_eq!(response.id, id);
@@ -154,7 +154,7 @@ impl Lab {
     }
 }
 
-const IDLE: Turn = Turn { left: FinalCheck::Idle, refused: None, lost: None };
+const IDLE: Turn = Turn { next: Next::Event, refused: None, lost: None };
 const OKAY: (Status, Option<Reason>) = (Status::OKAY, None);
 
 fn segment(gref: GrantRef, first_sect: u8, last_sect: u8) -> Segment {
@@ -434,7 +434,7 @@ fn a_discard_gives_memory_back_and_a_long_one_takes_several_turns() {
     }
     let long = lab.put(discard(0, nr_sectors, true));
     let after = lab.put(read(0, &[segment(gref, 0, 0)]));
-    let more = Turn { left: FinalCheck::Work, ..IDLE };
+    let more = Turn { next: Next::Work, ..IDLE };
     assert_eq!(lab.turn(), more);
     assert_eq!(lab.responses(), []);
     assert_eq!(lab.turn(), more);
@@ -818,7 +818,7 @@ fn a_turn_is_bounded_and_says_that_there_is_more() {
         let op = indirect(&lab, IndirectOp::Read, 0, &vec![segment(gref, 0, 7); 256]);
         lab.put(op);
     }
-    assert_eq!(lab.turn(), Turn { left: FinalCheck::Work, ..IDLE });
+    assert_eq!(lab.turn(), Turn { next: Next::Work, ..IDLE });
     assert_eq!(lab.responses().len(), 4);
     assert_eq!(lab.turn(), IDLE);
     assert_eq!(lab.responses().len(), 2);

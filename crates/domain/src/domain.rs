@@ -4,7 +4,7 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use blkback::{Engine, Event, Media, Offer};
-use blkif::{FinalCheck, MaxIndirectSegments, RingOrder};
+use blkif::{MaxIndirectSegments, RingOrder};
 use catalog::{CopyRoutine, Settings};
 use store::{Disk, Images, PagePool, PoolError, Progress, Steps};
 use xen_abi::{DomId, EvtchnPort, Gfn, Instant};
@@ -318,7 +318,7 @@ impl<P: Platform> Domain<P> {
         };
         match self.engine.turn(&mut ring.queue, platform, &mut media) {
             Ok(turn) => {
-                ring.ready |= turn.left == FinalCheck::Work;
+                ring.ready |= turn.next == blkback::Next::Work;
                 if let Some(refused) = turn.refused {
                     vbd.say(platform, format_args!("{refused}"));
                 }

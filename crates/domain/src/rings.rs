@@ -190,7 +190,11 @@ impl<P: Platform> Domain<P> {
             return;
         }
         let stats = vbd.stats();
-        for Ring { queue, max_mapped, .. } in core::mem::take(&mut vbd.rings) {
+        let mut entry = vbd.disk().and_then(|disk| self.disks.get_mut(disk));
+        for Ring { mut queue, max_mapped, .. } in core::mem::take(&mut vbd.rings) {
+            if let Some(entry) = &mut entry {
+                queue.abandon(&mut entry.disk, &mut self.pool);
+            }
             self.mapped_left += max_mapped;
             if let Some(place) = self.ports.get_mut(queue.port.0 as usize) {
                 *place = None;

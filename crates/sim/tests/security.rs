@@ -314,7 +314,7 @@ impl Bench {
             pool: &mut self.pool,
         };
         let turn = self.engine.turn(&mut self.queue, &mut self.platform, &mut media).unwrap();
-        assert_eq!(turn.left, blkif::FinalCheck::Idle);
+        assert_eq!(turn.next, blkback::Next::Event);
         assert_eq!(self.front.unconsumed(), Ok(1));
         self.front.consume().unwrap().status
     }

@@ -253,9 +253,9 @@ impl Steps {
 /// A store whose bytes are elsewhere does not have them at once. It may open a request without
 /// naming its extents ([`Naming::Later`]), or answer the end of one with [`Progress::Later`]; what
 /// the [`Token`] of either stands for is ready in any order. Such a store may be busy because of the
-/// requests of others, too, and is then asked again whenever anything of it has become ready. A
-/// request that nobody waits for any more is ended like any other: the store lets go of what is
-/// under way by itself.
+/// requests of others, too, and is then asked again whenever anything of it has become ready; it is
+/// never too busy to end a request or to flush. A request that nobody waits for any more is ended
+/// like any other: the store lets go of what is under way by itself.
 ///
 /// Ranges were checked against [`BlockStore::geometry`]; the caller refuses writes to a disk that
 /// is read-only. What is given here once for all is that of such a disk.

@@ -2,7 +2,7 @@
 
 use alloc::boxed::Box;
 
-use blkback::{Discards, Engine, Grants, Media, Persistent, Queue, Turn};
+use blkback::{Discards, Engine, Grants, Media, Next, Persistent, Queue, Turn};
 use blkif::{
     Abi, BackRing, FinalCheck, FrontRing, Indirect, IndirectOp, MAX_INDIRECT_PAGES,
     MaxIndirectSegments, Operation, Request, RequestId, Sector, Segment, Segments, Status,
@@ -161,7 +161,7 @@ impl Lab {
     /// Serves all that was pushed, and looks at the answers.
     fn serve(&mut self) {
         let _ = self.front.publish();
-        while self.turn().left == FinalCheck::Work {}
+        while self.turn().next == Next::Work {}
         let nr = self.front.unconsumed().expect("our own ring");
         for slot in 0..nr {
             let response = self.front.consume().expect("as many as there are");
