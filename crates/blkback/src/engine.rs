@@ -8,15 +8,15 @@
 use alloc::vec::Vec;
 
 use blkif::{
-    BackRing, FinalCheck, Indirect, MaxIndirectSegments, Notify, Operation, ProducerOverrun,
-    Response, Sector, Status, Transfer,
+    BackRing, CheckedSegment, FinalCheck, Indirect, MaxIndirectSegments, Notify, Operation,
+    ProducerOverrun, Response, Sector, Status, Transfer,
 };
 use store::{Access, BlockStore, FrameMemory, Geometry, PagePool, SECTOR_SIZE, StoreError};
 use xen_abi::{DomId, EvtchnPort, Gfn, GntStatus, PAGE_SIZE};
 
 use crate::batch::{Batch, Piece};
 use crate::descriptors::{Descriptors, Fetched, SegmentBytes};
-use crate::entry::{Entry, Kind, State, Task};
+use crate::entry::{Entry, Kind, Parked, State, Task};
 use crate::persistent::Persistent;
 use crate::refused::{Reason, Refused};
 use crate::round::Round;
@@ -49,7 +49,7 @@ pub struct Queue<M> {
     pub stats: Stats,
     /// Requests that are not answered, in the order of the ring: the store works on some of them, or
     /// is asked again.
-    in_flight: Vec<Entry>,
+    in_flight: Vec<Parked>,
 }
 
 impl<M> Queue<M> {
@@ -83,7 +83,7 @@ impl<M> Queue<M> {
         disk: &mut impl BlockStore<F>,
         pool: &mut PagePool<F>,
     ) {
-        for mut entry in self.in_flight.drain(..) {
+        for Parked { mut entry, .. } in self.in_flight.drain(..) {
             entry.abandon(disk, pool, Reason::Store(StoreError::Stale));
         }
     }
@@ -150,6 +150,8 @@ pub struct Engine {
     descriptors: Descriptors,
     /// The requests that are in flight and those of this round, in the order of the ring.
     round: Vec<Entry>,
+    /// The segments of those that were in flight and are not due: of the first entries.
+    left: Vec<Vec<CheckedSegment>>,
     /// Those among them whose segments lie in pages: the place in the round, and where to.
     indirect: Vec<(usize, Indirect, Fetched)>,
     /// The segments of one of them at a time, as they lie there.
@@ -172,6 +174,7 @@ impl Engine {
             batch: Batch::new(MAX_IN_FLIGHT),
             descriptors: Descriptors::new(area, max_indirect),
             round: Vec::with_capacity(MAX_IN_FLIGHT),
+            left: Vec::new(),
             indirect: Vec::with_capacity(MAX_REQUESTS),
             segment_bytes: alloc::vec![SegmentBytes::default(); max_indirect.get().into()],
             pieces: Vec::with_capacity(MAX_SEGMENTS + max_segments),
@@ -206,7 +209,9 @@ impl Engine {
         let mut round = Round {
             geometry,
             entries: &mut self.round,
+            left: &self.left,
             nr_ended: 0,
+            nr_done: 0,
             next,
             indirect: &self.indirect,
             batch: &mut self.batch,
@@ -223,7 +228,9 @@ impl Engine {
         round.begin_all();
         round.finish(usize::MAX);
         let next = round.next;
-        self.park(queue, media);
+        if !round.are_done_before(usize::MAX) {
+            self.lay_down(queue, media);
+        }
         let refused = self.answer(queue, grants);
         let lost = queue.mapped.as_mut().and_then(|mapped| mapped.unmap_evicted(grants).err());
         let next = if next == Next::Event { Self::look_again(queue)? } else { next };
@@ -242,22 +249,24 @@ impl Engine {
         self.descriptors.begin();
         self.pieces.clear();
         self.round.clear();
+        self.left.clear();
         self.indirect.clear();
         if let Some(mapped) = &mut queue.mapped {
             mapped.begin();
         }
         let mut next = Next::Event;
         let mut is_held_back = false;
-        for mut entry in queue.in_flight.drain(..) {
+        for Parked { mut entry, mut segments } in queue.in_flight.drain(..) {
             if entry.is_due(disk) {
                 if self.pieces.len() < MAX_SEGMENTS {
-                    entry.take_up(&mut self.pieces);
+                    entry.take_up(&mut segments, &mut self.pieces);
                 } else {
                     next = Next::Work;
                 }
             }
             is_held_back |= entry.holds_back();
             self.round.push(entry);
+            self.left.push(segments);
         }
         if !is_held_back {
             self.take(queue, geometry, disk.unpack_unit_bytes());
@@ -328,21 +337,25 @@ impl Engine {
         }
     }
 
-    /// Keeps what is not done for a later round. Nothing can be in flight that there is no room for.
-    fn park<F, M, D>(&mut self, queue: &mut Queue<F>, media: &mut Media<'_, M, D>)
+    /// Gets what is not done ready for a later round. What there is no room for is given up.
+    #[inline(never)]
+    fn lay_down<F, M, D>(&mut self, queue: &mut Queue<F>, media: &mut Media<'_, M, D>)
     where
         M: FrameMemory,
         D: BlockStore<M>,
     {
-        let first = self.round.iter().position(|entry| !entry.is_done());
-        let Some(first) = first else { return };
-        let room = queue.in_flight.try_reserve(self.round.len() - first);
-        for entry in &mut self.round[first..] {
-            let kept = match room {
-                Ok(()) => entry.lay_down(&self.pieces),
-                Err(_) => Err(StoreError::NoHeap),
+        let nr = self.round.len();
+        let is_room = queue.in_flight.try_reserve(nr).is_ok()
+            && self.left.try_reserve(nr.saturating_sub(self.left.len())).is_ok();
+        if is_room {
+            self.left.resize_with(nr, Vec::new);
+        }
+        for (n, entry) in self.round.iter_mut().enumerate().filter(|(_, entry)| !entry.is_done()) {
+            let laid_down = match self.left.get_mut(n).filter(|_| is_room) {
+                Some(segments) => entry.lay_down(segments, &self.pieces),
+                None => Err(StoreError::NoHeap),
             };
-            if let Err(error) = kept {
+            if let Err(error) = laid_down {
                 entry.abandon(media.disk, media.pool, error.into());
             }
         }
@@ -371,7 +384,8 @@ impl Engine {
             debug_assert_eq!(pushed, Ok(()), "a request is answered twice");
         }
         if nr_done < self.round.len() {
-            queue.in_flight.extend(self.round.drain(nr_done..));
+            let late = self.round.drain(nr_done..).zip(self.left.drain(nr_done..));
+            queue.in_flight.extend(late.map(|(entry, segments)| Parked { entry, segments }));
         }
         if nr_done > 0 && queue.ring.publish() == Notify::Needed {
             grants.notify(queue.port);
@@ -385,7 +399,9 @@ impl Engine {
         M: xen_abi::SharedMemory,
     {
         // The frontend need not tell of requests that are not taken before the disk is ready.
-        if queue.in_flight.len() >= MAX_IN_FLIGHT || queue.in_flight.iter().any(Entry::holds_back) {
+        if queue.in_flight.len() >= MAX_IN_FLIGHT
+            || queue.in_flight.iter().any(|parked| parked.entry.holds_back())
+        {
             return Ok(Next::Event);
         }
         Ok(match queue.ring.final_check()? {

@@ -19,8 +19,14 @@ pub(crate) struct Entry {
     pub(crate) id: RequestId,
     pub(crate) operation: OpCode,
     pub(crate) state: State,
-    /// Its segments, from one round to another.
-    kept: Vec<CheckedSegment>,
+}
+
+/// A request between two rounds.
+#[derive(Debug)]
+pub(crate) struct Parked {
+    pub(crate) entry: Entry,
+    /// Its segments, if it is to have them in a round.
+    pub(crate) segments: Vec<CheckedSegment>,
 }
 
 /// How far a request has come.
@@ -90,7 +96,7 @@ pub(crate) enum Kind {
 
 impl Entry {
     pub(crate) const fn new(id: RequestId, operation: OpCode, state: State) -> Self {
-        Self { id, operation, state, kept: Vec::new() }
+        Self { id, operation, state }
     }
 
     /// A request that is answered by what is wrong with it.
@@ -121,30 +127,29 @@ impl Entry {
         }
     }
 
-    /// Whether its segments are among those of the round.
-    pub(crate) const fn is_here(&self) -> bool {
-        self.kept.is_empty()
-    }
-
     /// Adds its segments to those of the round.
-    pub(crate) fn take_up(&mut self, pieces: &mut Vec<Piece>) {
+    pub(crate) fn take_up(&mut self, segments: &mut Vec<CheckedSegment>, pieces: &mut Vec<Piece>) {
         let start = pieces.len();
-        pieces.extend(self.kept.drain(..).map(|segment| Piece { segment, place: None }));
+        pieces.extend(segments.drain(..).map(|segment| Piece { segment, place: None }));
         if let Some(task) = self.state.task_mut() {
             task.pieces = start..pieces.len();
         }
     }
 
-    /// Keeps its segments beyond the round.
+    /// Keeps its segments beyond the round, unless they have been left where they were.
     ///
     /// # Errors
     /// The heap has no room for them.
-    pub(crate) fn lay_down(&mut self, pieces: &[Piece]) -> Result<(), StoreError> {
+    pub(crate) fn lay_down(
+        &mut self,
+        segments: &mut Vec<CheckedSegment>,
+        pieces: &[Piece],
+    ) -> Result<(), StoreError> {
         let Some(task) = self.state.task_mut() else { return Ok(()) };
         let own = core::mem::take(&mut task.pieces);
-        if self.kept.is_empty() {
-            self.kept.try_reserve_exact(own.len()).map_err(|_| StoreError::NoHeap)?;
-            self.kept.extend(pieces[own].iter().map(|piece| piece.segment));
+        if segments.is_empty() {
+            segments.try_reserve_exact(own.len()).map_err(|_| StoreError::NoHeap)?;
+            segments.extend(pieces[own].iter().map(|piece| piece.segment));
         }
         Ok(())
     }

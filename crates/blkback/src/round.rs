@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::mem::replace;
 use core::ops::Range;
 
-use blkif::{Indirect, IndirectOp, OpCode, Sector};
+use blkif::{CheckedSegment, Indirect, IndirectOp, OpCode, Sector};
 use store::{
     Access, BlockStore, Discard, FrameMemory, Geometry, Naming, OpenWrite, PagePool, Progress,
     SectorRange, SecureDiscard, Steps, StoreError,
@@ -27,8 +27,12 @@ pub(crate) struct Round<'a, 'm, G: Grants, M, D> {
     /// The disk's, which does not change in a round.
     pub(crate) geometry: Geometry,
     pub(crate) entries: &'a mut Vec<Entry>,
+    /// The segments of entries that were in flight and are not taken up: of the first ones.
+    pub(crate) left: &'a [Vec<CheckedSegment>],
     /// Entries of which none is open any more: the first ones.
     pub(crate) nr_ended: usize,
+    /// Entries that are all known to be done: the first ones.
+    pub(crate) nr_done: usize,
     /// What the ring has its next turn for, unless that is up to the ring.
     pub(crate) next: Next,
     pub(crate) indirect: &'a [(usize, Indirect, Fetched)],
@@ -103,7 +107,9 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
     pub(crate) fn begin_all(&mut self) {
         for owner in 0..self.entries.len() {
             let entry = &mut self.entries[owner];
-            if !entry.is_here() || !entry.is_due(self.media.disk) {
+            // Not so for what has just come: it is not in flight.
+            let is_left = |left: &Vec<_>| !left.is_empty() || !entry.is_due(self.media.disk);
+            if self.left.get(owner).is_some_and(is_left) {
                 if entry.holds_back() {
                     break;
                 }
@@ -121,10 +127,10 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
                 State::Late(_) => self.resume(owner),
                 _ => continue,
             };
+            let entry = &mut self.entries[owner];
             if let Err(reason) = begun {
-                self.entries[owner].state = State::Done(Err(reason));
-            }
-            if self.entries[owner].holds_back() {
+                entry.state = State::Done(Err(reason));
+            } else if entry.holds_back() {
                 break;
             }
         }
@@ -163,6 +169,15 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
         self.nr_ended = end;
     }
 
+    /// Whether all before the one at `end` only wait to be answered.
+    pub(crate) fn are_done_before(&mut self, end: usize) -> bool {
+        let end = end.min(self.entries.len());
+        while self.nr_done < end && self.entries[self.nr_done].is_done() {
+            self.nr_done += 1;
+        }
+        self.nr_done >= end
+    }
+
     /// Ends a write whose data is copied.
     fn commit(&mut self, owner: usize, write: OpenWrite) {
         let nr_sectors = write.range().nr();
@@ -187,7 +202,7 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
             Kind::Flush | Kind::Barrier => {}
         }
         self.finish(owner);
-        if !self.entries[..owner].iter().all(Entry::is_done) {
+        if !self.are_done_before(owner) {
             return Ok(());
         }
         let flushed = self.media.disk.flush(self.media.pool)?;
@@ -228,6 +243,7 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
     }
 
     /// Goes on with a request whose turn it is again in the store.
+    #[inline(never)]
     fn resume(&mut self, owner: usize) -> Result<(), Reason> {
         let state = &mut self.entries[owner].state;
         match replace(state, State::Done(Ok(()))) {
@@ -262,6 +278,7 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
     }
 
     /// Goes on behind a step that is over, or not quite.
+    #[inline(never)]
     fn step(&mut self, owner: usize, then: Then, concluded: Progress) -> Result<(), Reason> {
         if let Progress::Later(token) = concluded {
             self.entries[owner].state = State::Late(Late::Step(token, then));
@@ -314,6 +331,7 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
     }
 
     /// What a request's extents go to.
+    #[inline]
     fn gather(
         &mut self,
         owner: usize,
