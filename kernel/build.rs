@@ -10,5 +10,7 @@ fn main() {
         println!("cargo::rustc-link-arg-bins=--no-pie");
         // No file padding up to a page: a loader copies the image, it maps nothing.
         println!("cargo::rustc-link-arg-bins=--nmagic");
+        // Equal functions are one: no address of a function is compared with another.
+        println!("cargo::rustc-link-arg-bins=--icf=all");
     }
 }
