@@ -124,7 +124,7 @@ impl GrantTable {
             let ends = [(copy.source, CopyFlags::SOURCE_GREF), (copy.dest, CopyFlags::DEST_GREF)];
             for (end, gref) in ends {
                 let ours = copy.flags.contains(gref) || frames.contain(end.gfn(), 1);
-                assert!(ours, "a copy between a grant and {:?}, no frame of the pool", end.gfn());
+                assert!(ours, "a copy between a grant and {}, no frame of the pool", end.gfn());
             }
             // One that Xen never gets to must not keep an old status.
             copy.status = GntStatus::GENERAL_ERROR;

@@ -160,7 +160,7 @@ fn run(
         "{} on Xen {} is ready after {} us: {} KiB of memory, heap of {} KiB",
         env!("CARGO_PKG_VERSION"),
         hypervisor.version,
-        xen.clock.since(entry_ticks).as_micros(),
+        xen.clock.ns_since(entry_ticks) / 1000,
         memory.ram_bytes >> 10,
         memory.heap_bytes >> 10,
     ));

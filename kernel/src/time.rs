@@ -26,7 +26,6 @@ mod clock {
     use core::arch::asm;
     use core::ptr::NonNull;
     use core::sync::atomic::{Ordering, fence};
-    use core::time::Duration;
 
     use volatile::VolatilePtr;
     use volatile::access::ReadOnly;
@@ -58,14 +57,13 @@ mod clock {
             }
         }
 
-        /// How long ago the TSC stood at `earlier`, of [`ticks`].
-        pub(crate) fn since(self, earlier: u64) -> Duration {
+        /// How many nanoseconds ago the TSC stood at `earlier`, of [`ticks`].
+        pub(crate) fn ns_since(self, earlier: u64) -> u64 {
             loop {
                 let (time, ticks) = self.read();
                 let Some(time) = time else { continue };
                 let elapsed = ticks_between(earlier, ticks);
-                let ns = ticks_to_ns(elapsed, time.tsc_to_system_mul, time.tsc_shift);
-                return Duration::from_nanos(ns);
+                return ticks_to_ns(elapsed, time.tsc_to_system_mul, time.tsc_shift);
             }
         }
 

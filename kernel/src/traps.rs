@@ -156,9 +156,9 @@ extern "C" fn on_trap(frame: &Frame) -> ! {
 pub(crate) fn init() {
     let tss = TSS.call_once(|| {
         let mut tss = TaskStateSegment::new();
-        let stack = VirtAddr::from_ptr(&raw const DOUBLE_FAULT_STACK);
+        let end = (&raw const DOUBLE_FAULT_STACK).wrapping_add(1);
         tss.interrupt_stack_table[usize::from(DOUBLE_FAULT_IST)] =
-            stack + DOUBLE_FAULT_STACK_BYTES as u64;
+            VirtAddr::new_truncate(end.addr() as u64);
         tss
     });
     let mut gdt = GlobalDescriptorTable::new();
@@ -214,7 +214,7 @@ fn idt() -> InterruptDescriptorTable {
 /// The entry is that of `vector`, whose frame the stub takes; it never returns.
 #[inline(never)]
 unsafe fn set_stub<F>(entry: &mut Entry<F>, vector: u64) -> &mut EntryOptions {
-    let stub = VirtAddr::from_ptr(trap_stubs as *const ()) + vector * STUB_BYTES;
+    let stub = VirtAddr::new_truncate(trap_stubs as *const () as u64 + vector * STUB_BYTES);
     // SAFETY: the caller's contract.
     unsafe { entry.set_handler_addr(stub) }
 }

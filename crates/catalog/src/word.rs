@@ -102,7 +102,7 @@ pub(crate) fn key_value(word: &str) -> (&str, &str) {
 
 /// The words of a disk: between commas, blanks around a word do not count.
 pub(crate) fn disk_words(text: &str) -> impl Iterator<Item = &str> + Clone {
-    text.split(',').map(str::trim)
+    text.split(',').map(str::trim_ascii)
 }
 
 /// Reads decimal digits.

@@ -2,7 +2,7 @@
 
 use alloc::format;
 use alloc::rc::Rc;
-use alloc::string::{String, ToString};
+use alloc::string::ToString;
 
 use blkback::{Discards, Event, Look, Online};
 use blkif::{keys, keys::VdiskInfo};
@@ -46,16 +46,16 @@ impl<P: Platform> Domain<P> {
             vbd.handle(Event::Looked(Look { online: Online::No, frontend: None }));
             return;
         }
-        let (Some(_), Some(_), Some(frontend), Some(frontend_id), Some(params), Some(mode)) =
-            (state, online, frontend, frontend_id, params, mode)
+        let frontend_dir = frontend.and_then(|text| str::from_utf8(text).ok());
+        let (Some(_), Some(_), Some(frontend_dir), Some(frontend_id), Some(params), Some(mode)) =
+            (state, online, frontend_dir, frontend_id, params, mode)
         else {
             // Half-written: what is still to come makes itself known.
             return;
         };
-        let frontend_dir = String::from_utf8_lossy(frontend).into_owned();
         let device = if frontend_id == key.frontend.to_string().as_bytes() {
             let wish = Wish { params, mode, device_type, removable, discard_enable };
-            self.open(key, &frontend_dir, &wish)
+            self.open(key, frontend_dir, &wish)
         } else {
             let id = Printable(frontend_id);
             Err(Refusal::Words(format!(
@@ -82,7 +82,7 @@ impl<P: Platform> Domain<P> {
                 let text = format!("cannot serve target={}: {refusal}", Printable(params));
                 self.tell_error(platform, key, refusal.errno(), &text);
                 if let Some(vbd) = self.vbds.get_mut(&key) {
-                    vbd.identity = Identity::Refused { frontend_dir };
+                    vbd.identity = Identity::Refused { frontend_dir: frontend_dir.into() };
                     vbd.handle(Event::Refused);
                 }
             }

@@ -5,6 +5,7 @@
 //! those that are free, reserved or in limbo. Nothing here grows with the pool but that table, and
 //! nothing is touched at the start: frames that were never used are taken in order.
 
+use alloc::collections::BinaryHeap;
 use alloc::vec::Vec;
 
 use xen_abi::{Gfn, PAGE_SIZE};
@@ -118,7 +119,7 @@ impl<M: FrameMemory> PagePool<M> {
             .map(|&(first, nr)| (first.0.max(1), first.0.saturating_add(nr)))
             .filter(|(start, end)| start < end)
             .collect();
-        runs.sort_unstable();
+        runs = BinaryHeap::from(runs).into_sorted_vec();
         let base = runs.first().ok_or(PoolError::Empty)?.0;
         let end = runs.last().ok_or(PoolError::Empty)?.1;
         let nr_frames = end - base;

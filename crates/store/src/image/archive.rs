@@ -37,7 +37,7 @@ impl Member {
     /// The path without folders.
     #[must_use]
     pub fn file_name(&self) -> &str {
-        self.path.rsplit('/').next().unwrap_or(&self.path)
+        self.path.rsplit_once('/').map_or(&self.path, |(_, name)| name)
     }
 }
 

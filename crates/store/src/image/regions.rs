@@ -1,6 +1,8 @@
 //! Which parts of a file are taken.
 
+use alloc::collections::BinaryHeap;
 use alloc::vec::Vec;
+use core::mem;
 
 use crate::image::ImageError;
 
@@ -24,7 +26,8 @@ impl Regions {
 
     /// Checks that no two of them overlap.
     pub(crate) fn check(&mut self) -> Result<(), ImageError> {
-        self.parts.sort_unstable();
+        // A heap sorts in place as `sort_unstable` does, in a tenth of its code.
+        self.parts = BinaryHeap::from(mem::take(&mut self.parts)).into_sorted_vec();
         let overlap = self.parts.windows(2).find(|pair| pair[1].0 < pair[0].1);
         overlap.map_or(Ok(()), |pair| Err(ImageError::Overlap { at: pair[1].0 }))
     }

@@ -259,5 +259,5 @@ fn find_format<M: FrameMemory>(memory: &M, file: &ImageFile) -> ImageFormat {
 
 /// A path's last part, of whichever system it is.
 pub(crate) fn without_folders(path: &str) -> &str {
-    path.rsplit(['/', '\\']).next().unwrap_or(path)
+    path.rsplit_once(['/', '\\']).map_or(path, |(_, name)| name)
 }
