@@ -3,19 +3,21 @@
 use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::ptr;
+use core::slice;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use domain::HypercallError;
 use x86_64::instructions::hlt;
 use x86_64::registers::model_specific::Msr;
 use xen_abi::{
-    DomId, EvtchnPort, Gfn, GnttabCopy, GnttabMapGrantRef, GnttabUnmapGrantRef, PAGE_SIZE,
+    DomId, EvtchnPort, Gfn, GntStatus, GnttabCopy, GnttabMapGrantRef, GnttabUnmapGrantRef,
+    PAGE_SIZE,
 };
 use xen_pvh_boot::IdentityMap;
 
 use crate::abi::{
-    AddToPhysmap, AllocUnbound, BindInterdomain, Close, HvmParam, HvmParamOp, Poll, Send, Shutdown,
-    ShutdownCode,
+    AddToPhysmap, AllocUnbound, BindInterdomain, Close, HvmParam, HvmParamOp, Poll, QuerySize,
+    Send, Shutdown, ShutdownCode,
 };
 use crate::hypervisor::Hypervisor;
 
@@ -30,6 +32,7 @@ const XENMEM_ADD_TO_PHYSMAP: usize = 7;
 const GNTTABOP_MAP_GRANT_REF: usize = 0;
 const GNTTABOP_UNMAP_GRANT_REF: usize = 1;
 const GNTTABOP_COPY: usize = 5;
+const GNTTABOP_QUERY_SIZE: usize = 6;
 const SCHEDOP_YIELD: usize = 0;
 const SCHEDOP_SHUTDOWN: usize = 2;
 const SCHEDOP_POLL: usize = 3;
@@ -86,13 +89,23 @@ impl Hypercalls {
     /// # Safety
     /// Nothing of ours is at `gfn`.
     pub(crate) unsafe fn map_shared_info(self, gfn: Gfn) -> Result<(), HypercallError> {
-        let mut op = AddToPhysmap {
-            domid: DomId::SELF,
-            size: 0,
-            space: AddToPhysmap::SHARED_INFO,
-            idx: 0,
-            gpfn: gfn,
-        };
+        // SAFETY: the caller's contract.
+        unsafe { self.add_to_physmap(AddToPhysmap::SHARED_INFO, 0, gfn) }
+    }
+
+    /// `XENMEM_add_to_physmap` of frame `idx` of our own grant table, which grows to have it.
+    ///
+    /// # Safety
+    /// Nothing of ours is at `gfn`.
+    pub(crate) unsafe fn map_grant_table(self, idx: u32, gfn: Gfn) -> Result<(), HypercallError> {
+        // SAFETY: the caller's contract.
+        unsafe { self.add_to_physmap(AddToPhysmap::GRANT_TABLE, idx.into(), gfn) }
+    }
+
+    /// # Safety
+    /// Nothing of ours is at `gfn`.
+    unsafe fn add_to_physmap(self, space: u32, idx: u64, gpfn: Gfn) -> Result<(), HypercallError> {
+        let mut op = AddToPhysmap { domid: DomId::SELF, size: 0, space, idx, gpfn };
         // SAFETY: the op is the call's own struct; the caller answers for the frame.
         check(unsafe { self.op::<MEMORY_OP, _>(XENMEM_ADD_TO_PHYSMAP, &mut op) })
     }
@@ -221,6 +234,15 @@ impl Hypercalls {
     pub(crate) unsafe fn copy_grants(self, ops: &mut [GnttabCopy]) -> Result<(), HypercallError> {
         // SAFETY: the ops are the call's own structs; the caller answers for the frames.
         check(unsafe { self.grant_op(GNTTABOP_COPY, ops) })
+    }
+
+    /// `GNTTABOP_query_size`: how many frames our own grant table can grow to.
+    pub(crate) fn max_grant_frames(self) -> Result<u32, HypercallError> {
+        let status = GntStatus::GENERAL_ERROR;
+        let mut op = QuerySize { dom: DomId::SELF, nr_frames: 0, max_nr_frames: 0, status };
+        // SAFETY: the op is the call's own struct; Xen writes nothing else of ours.
+        check(unsafe { self.grant_op(GNTTABOP_QUERY_SIZE, slice::from_mut(&mut op)) })?;
+        Ok(if op.status.is_okay() { op.max_nr_frames } else { 0 })
     }
 
     /// The address by which Xen is to find `count` arguments.

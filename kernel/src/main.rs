@@ -17,9 +17,13 @@ mod copy;
 #[cfg_attr(not(target_os = "none"), allow(dead_code))]
 mod frames;
 #[cfg_attr(not(target_os = "none"), allow(dead_code))]
+mod grant_entries;
+#[cfg_attr(not(target_os = "none"), allow(dead_code))]
 mod ports;
 #[cfg_attr(not(target_os = "none"), allow(dead_code))]
 mod region;
+#[cfg_attr(not(target_os = "none"), allow(dead_code))]
+mod scattered;
 #[cfg_attr(not(target_os = "none"), allow(dead_code))]
 mod time;
 #[cfg_attr(not(target_os = "none"), allow(dead_code))]
@@ -43,6 +47,8 @@ mod hypercall;
 mod hypervisor;
 #[cfg(target_os = "none")]
 mod memory;
+#[cfg(target_os = "none")]
+mod own_grants;
 #[cfg(target_os = "none")]
 mod platform;
 #[cfg(target_os = "none")]

@@ -4,9 +4,10 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use blkback::{Grants, MapError};
+use blkfront::StillInUse;
 use domain::{HypercallError, Platform};
 use store::FrameAddr;
-use xen_abi::{DomId, EvtchnPort, GntStatus, GnttabCopy, GrantRef, Instant};
+use xen_abi::{DomId, EvtchnPort, Gfn, GntStatus, GnttabCopy, GrantRef, Instant};
 
 use crate::console;
 use crate::events::Events;
@@ -14,7 +15,9 @@ use crate::frames::Frames;
 use crate::grants::GrantTable;
 use crate::heap;
 use crate::hypercall::Hypercalls;
+use crate::own_grants::OwnGrants;
 use crate::region::Region;
+use crate::scattered::Scattered;
 use crate::time::Clock;
 
 /// Everything that a hypercall stands behind.
@@ -22,11 +25,28 @@ pub(crate) struct Xen {
     pub(crate) hypercalls: Hypercalls,
     pub(crate) clock: Clock,
     pub(crate) events: Events,
+    /// What is mapped of peers'.
     pub(crate) grants: GrantTable,
+    /// What peers may map of ours.
+    pub(crate) own_grants: OwnGrants,
     /// What copies may touch of our own.
     pub(crate) frames: Frames,
     /// The console's port; its events are answered here.
     pub(crate) console_port: EvtchnPort,
+}
+
+impl Xen {
+    /// Waits for a port of ours that was just opened.
+    fn add(&mut self, port: EvtchnPort) -> Result<EvtchnPort, HypercallError> {
+        /// -ENOSPC (`errno.h`).
+        const NO_SPACE: HypercallError = HypercallError(-28);
+        if self.events.add(port).is_err() {
+            // Xen gives no port past the ABI's last.
+            self.close_port(port);
+            return Err(NO_SPACE);
+        }
+        Ok(port)
+    }
 }
 
 impl Grants for Xen {
@@ -72,6 +92,39 @@ impl Grants for Xen {
     }
 }
 
+impl blkfront::GrantTable for Xen {
+    type Memory = Scattered;
+
+    /// # Panics
+    /// Where one of `frames` is none of the pool's.
+    fn memory(&mut self, frames: &[Gfn]) -> Scattered {
+        let page = |&frame| {
+            assert!(self.frames.contain(frame, 1), "frame {frame} is not the pool's");
+            // SAFETY: RAM that is mapped for good, and no Rust object lies in it.
+            unsafe { Region::new(frame, 1) }
+        };
+        Scattered::new(frames.iter().filter_map(page).collect())
+    }
+
+    fn nr_free(&self) -> usize {
+        self.own_grants.nr_free()
+    }
+
+    fn grant(&mut self, to: DomId, frame: Gfn) -> Option<GrantRef> {
+        // Who may write a frame of ours can write all that Rust has there.
+        assert!(self.frames.contain(frame, 1), "frame {frame} is not the pool's");
+        self.own_grants.grant(to, frame)
+    }
+
+    fn end_access(&mut self, gref: GrantRef) -> Result<(), StillInUse> {
+        self.own_grants.end_access(gref)
+    }
+
+    fn notify(&mut self, port: EvtchnPort) {
+        Grants::notify(self, port);
+    }
+}
+
 impl Platform for Xen {
     type Memory = Frames;
     type XenstorePage = Region;
@@ -85,15 +138,8 @@ impl Platform for Xen {
         peer: DomId,
         port: EvtchnPort,
     ) -> Result<EvtchnPort, HypercallError> {
-        /// -ENOSPC (`errno.h`).
-        const NO_SPACE: HypercallError = HypercallError(-28);
         let local = self.hypercalls.bind_interdomain(peer, port)?;
-        if self.events.add(local).is_err() {
-            // Xen gives no port past the ABI's last.
-            self.close_port(local);
-            return Err(NO_SPACE);
-        }
-        Ok(local)
+        self.add(local)
     }
 
     fn close_port(&mut self, port: EvtchnPort) {

@@ -17,6 +17,7 @@ use crate::grants::GrantTable;
 use crate::hypercall::Hypercalls;
 use crate::hypervisor::Hypervisor;
 use crate::memory::{self, Memory};
+use crate::own_grants::OwnGrants;
 use crate::platform::Xen;
 use crate::region::Region;
 use crate::selftest;
@@ -91,7 +92,8 @@ fn bring_up(
     memory: &Memory,
     special: &SpecialPages,
 ) -> Result<Xen, HypercallError> {
-    // The window's first frame is for shared_info, the rest for grants.
+    // The window's first frame is for shared_info, then come those of our own grant table; the rest
+    // is for grants.
     let (window, nr_frames) = memory.window;
     // SAFETY: the window holds nothing.
     unsafe { hypercalls.map_shared_info(window)? };
@@ -101,9 +103,13 @@ fn bring_up(
     let shared: &'static SharedInfo = unsafe { &*ptr::with_exposed_provenance(address) };
     let mut events = Events::new(hypercalls, shared)?;
 
-    let nr_grants = usize::try_from(nr_frames - 1).unwrap_or(0);
+    let table = Gfn(window.0 + 1);
+    // SAFETY: the window holds nothing, and these frames are used for nothing else.
+    let own_grants = unsafe { OwnGrants::new(hypercalls, table) };
+    let nr_special = 1 + u64::from(OwnGrants::MAX_FRAMES);
+    let nr_grants = usize::try_from(nr_frames.saturating_sub(nr_special)).unwrap_or(0);
     // SAFETY: the rest of the window holds nothing and is used for nothing else.
-    let grants = unsafe { GrantTable::new(hypercalls, Gfn(window.0 + 1), nr_grants) };
+    let grants = unsafe { GrantTable::new(hypercalls, Gfn(window.0 + nr_special), nr_grants) };
 
     // SAFETY: the toolstack's page, which `divide` left out of memory.
     if let Some(page) = unsafe { Region::new(special.console, 1) } {
@@ -114,7 +120,7 @@ fn bring_up(
     let clock = Clock::new(shared);
     let frames = memory.frames();
     let console_port = special.console_port;
-    Ok(Xen { hypercalls, clock, events, grants, frames, console_port })
+    Ok(Xen { hypercalls, clock, events, grants, own_grants, frames, console_port })
 }
 
 fn run(

@@ -54,6 +54,8 @@ pub(crate) struct AddToPhysmap {
 impl AddToPhysmap {
     /// `XENMAPSPACE_shared_info`.
     pub(crate) const SHARED_INFO: u32 = 0;
+    /// `XENMAPSPACE_grant_table`.
+    pub(crate) const GRANT_TABLE: u32 = 1;
 }
 
 const _: () = assert!(size_of::<AddToPhysmap>() == 24);

@@ -1,11 +1,13 @@
 //! The part of Xen's ABI that only the kernel speaks.
 
 mod event;
+mod grant;
 mod hvm;
 mod sched;
 mod shared_info;
 
 pub(crate) use event::{AllocUnbound, BindInterdomain, Close, Send};
+pub(crate) use grant::QuerySize;
 pub(crate) use hvm::{AddToPhysmap, HvmParam, HvmParamOp};
 pub(crate) use sched::{Poll, Shutdown, ShutdownCode};
 pub(crate) use shared_info::{SharedInfo, VcpuTimeInfo};
