@@ -142,6 +142,11 @@ impl Platform for Xen {
         self.add(local)
     }
 
+    fn alloc_unbound(&mut self, peer: DomId) -> Result<EvtchnPort, HypercallError> {
+        let local = self.hypercalls.alloc_unbound(peer)?;
+        self.add(local)
+    }
+
     fn close_port(&mut self, port: EvtchnPort) {
         // It fails for a port that is not open: nothing is left to do.
         let _ = self.events.close(port);

@@ -28,6 +28,12 @@ pub trait Platform: Grants {
         port: EvtchnPort,
     ) -> Result<EvtchnPort, HypercallError>;
 
+    /// Opens a port of ours that a peer may bind to (`EVTCHNOP_alloc_unbound`).
+    ///
+    /// # Errors
+    /// The call's error, negative as Xen returns it.
+    fn alloc_unbound(&mut self, peer: DomId) -> Result<EvtchnPort, HypercallError>;
+
     /// Closes a port of ours (`EVTCHNOP_close`).
     fn close_port(&mut self, port: EvtchnPort);
 

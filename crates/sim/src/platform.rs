@@ -291,6 +291,10 @@ impl Platform for SimPlatform {
         self.machine.events().bind_interdomain(self.domid, peer, port)
     }
 
+    fn alloc_unbound(&mut self, peer: DomId) -> Result<EvtchnPort, HypercallError> {
+        self.machine.events().alloc_unbound(self.domid, peer)
+    }
+
     fn close_port(&mut self, port: EvtchnPort) {
         let closed = self.machine.events().close(self.domid, port);
         closed.unwrap_or_else(|error| panic!("{:?} closed {port:?}: {error}", self.domid));
