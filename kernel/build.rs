@@ -1,4 +1,4 @@
-//! Links the image by the workspace's `linker.ld`, at fixed addresses.
+//! Links the images by the workspace's `linker.ld`, at fixed addresses.
 
 fn main() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
@@ -12,5 +12,7 @@ fn main() {
         println!("cargo::rustc-link-arg-bins=--nmagic");
         // Equal functions are one: no address of a function is compared with another.
         println!("cargo::rustc-link-arg-bins=--icf=all");
+        // At 1 MiB, where `linker.ld` puts an image, hvmloader runs.
+        println!("cargo::rustc-link-arg-bin=granary-hvm=--defsym=IMAGE_BASE=0x1000000");
     }
 }

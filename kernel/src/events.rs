@@ -80,10 +80,11 @@ impl Events {
         hypercalls: Hypercalls,
         shared: &'static SharedInfo,
     ) -> Result<Self, HypercallError> {
+        // First of all: it also has Xen lay out `shared` for the mode that it is called in.
+        hypercalls.set_upcall_vector(UPCALL_VECTOR)?;
         for word in &shared.evtchn_mask {
             word.store(u64::MAX, Ordering::Relaxed);
         }
-        hypercalls.set_upcall_vector(UPCALL_VECTOR)?;
         Ok(Self { hypercalls, shared, ports: PortSet::new(), cursor: EvtchnPort(0) })
     }
 

@@ -16,6 +16,7 @@ use crate::events::Events;
 use crate::grants::GrantTable;
 use crate::hypercall::Hypercalls;
 use crate::hypervisor::Hypervisor;
+use crate::machine::Machine;
 use crate::memory::{self, Memory};
 use crate::own_grants::OwnGrants;
 use crate::platform::Xen;
@@ -23,8 +24,6 @@ use crate::region::Region;
 use crate::selftest;
 use crate::time::{self, Clock};
 use crate::traps;
-
-xen_pvh_boot::entry!(main);
 
 /// How long the console daemon gets to take the last lines.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
@@ -35,13 +34,15 @@ const COMMAND_LINE: &str = "the command line";
 /// Kept for good: the command line is read as long as the domain runs.
 static START_INFO: Once<StartInfo> = Once::new();
 
-fn main(boot: Boot) -> ! {
+/// What an image does, from its entry on.
+pub(crate) fn main<M: Machine>(boot: Boot) -> ! {
     let entry_ticks = time::ticks();
     traps::init();
     let Some(hypervisor) = Hypervisor::detect() else {
         console::line(format_args!("there is no Xen here, and nothing to do without it"));
         end::halt()
     };
+    M::prepare();
     let hypercalls = Hypercalls::set_up(hypervisor, &boot.memory);
     let start_info = match StartInfo::read(&boot.memory, boot.start_info_paddr) {
         Ok(start_info) => START_INFO.call_once(|| start_info),

@@ -1,11 +1,13 @@
-//! Granary's image: the driver domain on Xen's own hypercalls.
+//! What Granary's images are made of: the driver domain on Xen's own hypercalls.
+//!
+//! There are two images, for two kinds of domain; [`pvh`] and [`hvm`] are where they begin.
 //!
 //! Everything here is either a thin, typed way to Xen (`hypercall`, `abi`), or makes of it what the
 //! driver domain stands on ([`domain::Platform`], in `platform`). What is pure (`ports`, `window`,
 //! `console_ring`, …) is tested on the host by `cargo test -p granary`; the rest is only built for
 //! the bare target.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![cfg_attr(target_os = "none", no_std)]
 
 extern crate alloc;
 
@@ -46,6 +48,8 @@ mod hypercall;
 #[cfg(target_os = "none")]
 mod hypervisor;
 #[cfg(target_os = "none")]
+mod machine;
+#[cfg(target_os = "none")]
 mod memory;
 #[cfg(target_os = "none")]
 mod own_grants;
@@ -58,6 +62,14 @@ mod start;
 #[cfg(target_os = "none")]
 mod traps;
 
-/// On the host there is nothing to run but the tests.
-#[cfg(not(target_os = "none"))]
-fn main() {}
+/// Where the image for PVH domains begins.
+#[cfg(target_os = "none")]
+pub fn pvh(boot: xen_pvh_boot::Boot) -> ! {
+    start::main::<machine::Pvh>(boot)
+}
+
+/// Where the image for HVM domains begins.
+#[cfg(target_os = "none")]
+pub fn hvm(boot: xen_pvh_boot::Boot) -> ! {
+    start::main::<machine::Hvm>(boot)
+}
