@@ -16,8 +16,8 @@ use xen_abi::{
 use xen_pvh_boot::IdentityMap;
 
 use crate::abi::{
-    AddToPhysmap, AllocUnbound, BindInterdomain, Close, HvmParam, HvmParamOp, Poll, QuerySize,
-    Send, Shutdown, ShutdownCode,
+    AddToPhysmap, AllocUnbound, BindInterdomain, BindPirq, Close, GetFreePirq, HvmParam,
+    HvmParamOp, Poll, QuerySize, Send, Shutdown, ShutdownCode,
 };
 use crate::hypervisor::Hypervisor;
 
@@ -26,6 +26,7 @@ const MEMORY_OP: usize = 12;
 const GRANT_TABLE_OP: usize = 20;
 const SCHED_OP: usize = 29;
 const EVENT_CHANNEL_OP: usize = 32;
+const PHYSDEV_OP: usize = 33;
 const HVM_OP: usize = 34;
 
 const XENMEM_ADD_TO_PHYSMAP: usize = 7;
@@ -37,9 +38,11 @@ const SCHEDOP_YIELD: usize = 0;
 const SCHEDOP_SHUTDOWN: usize = 2;
 const SCHEDOP_POLL: usize = 3;
 const EVTCHNOP_BIND_INTERDOMAIN: usize = 0;
+const EVTCHNOP_BIND_PIRQ: usize = 2;
 const EVTCHNOP_CLOSE: usize = 3;
 const EVTCHNOP_SEND: usize = 4;
 const EVTCHNOP_ALLOC_UNBOUND: usize = 6;
+const PHYSDEVOP_GET_FREE_PIRQ: usize = 23;
 const HVMOP_SET_PARAM: usize = 0;
 const HVMOP_GET_PARAM: usize = 1;
 
@@ -146,6 +149,22 @@ impl Hypercalls {
         let mut op = AllocUnbound { dom: DomId::SELF, remote_dom, port: EvtchnPort(0) };
         // SAFETY: the op is the call's own struct; Xen writes nothing else of ours.
         check(unsafe { self.op::<EVENT_CHANNEL_OP, _>(EVTCHNOP_ALLOC_UNBOUND, &mut op) })?;
+        Ok(op.port)
+    }
+
+    /// `PHYSDEVOP_get_free_pirq`: a pirq for an interrupt by message.
+    pub(crate) fn free_pirq(self) -> Result<u32, HypercallError> {
+        let mut op = GetFreePirq { kind: GetFreePirq::MSI, pirq: 0 };
+        // SAFETY: the op is the call's own struct; Xen writes nothing else of ours.
+        check(unsafe { self.op::<PHYSDEV_OP, _>(PHYSDEVOP_GET_FREE_PIRQ, &mut op) })?;
+        Ok(op.pirq)
+    }
+
+    /// `EVTCHNOP_bind_pirq`: the port of ours that is bound.
+    pub(crate) fn bind_pirq(self, pirq: u32) -> Result<EvtchnPort, HypercallError> {
+        let mut op = BindPirq { pirq, flags: 0, port: EvtchnPort(0) };
+        // SAFETY: the op is the call's own struct; Xen writes nothing else of ours.
+        check(unsafe { self.op::<EVENT_CHANNEL_OP, _>(EVTCHNOP_BIND_PIRQ, &mut op) })?;
         Ok(op.port)
     }
 

@@ -20,6 +20,8 @@ mod copy;
 mod frames;
 #[cfg_attr(not(target_os = "none"), allow(dead_code))]
 mod grant_entries;
+#[cfg_attr(not(target_os = "none"), allow(dead_code, unused_imports))]
+mod pci;
 #[cfg_attr(not(target_os = "none"), allow(dead_code))]
 mod ports;
 #[cfg_attr(not(target_os = "none"), allow(dead_code))]
@@ -43,6 +45,8 @@ mod events;
 mod grants;
 #[cfg(target_os = "none")]
 mod heap;
+#[cfg(target_os = "none")]
+mod hvm;
 #[cfg(target_os = "none")]
 mod hypercall;
 #[cfg(target_os = "none")]
@@ -71,5 +75,5 @@ pub fn pvh(boot: xen_pvh_boot::Boot) -> ! {
 /// Where the image for HVM domains begins.
 #[cfg(target_os = "none")]
 pub fn hvm(boot: xen_pvh_boot::Boot) -> ! {
-    start::main::<machine::Hvm>(boot)
+    start::main::<hvm::Hvm>(boot)
 }

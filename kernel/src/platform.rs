@@ -37,7 +37,7 @@ pub(crate) struct Xen {
 
 impl Xen {
     /// Waits for a port of ours that was just opened.
-    fn add(&mut self, port: EvtchnPort) -> Result<EvtchnPort, HypercallError> {
+    pub(crate) fn listen(&mut self, port: EvtchnPort) -> Result<EvtchnPort, HypercallError> {
         /// -ENOSPC (`errno.h`).
         const NO_SPACE: HypercallError = HypercallError(-28);
         if self.events.add(port).is_err() {
@@ -139,12 +139,12 @@ impl Platform for Xen {
         port: EvtchnPort,
     ) -> Result<EvtchnPort, HypercallError> {
         let local = self.hypercalls.bind_interdomain(peer, port)?;
-        self.add(local)
+        self.listen(local)
     }
 
     fn alloc_unbound(&mut self, peer: DomId) -> Result<EvtchnPort, HypercallError> {
         let local = self.hypercalls.alloc_unbound(peer)?;
-        self.add(local)
+        self.listen(local)
     }
 
     fn close_port(&mut self, port: EvtchnPort) {

@@ -59,7 +59,7 @@ pub(crate) fn main<M: Machine>(boot: Boot) -> ! {
     };
     let memory = memory.unwrap_or_else(|error| end::refuse(format_args!("{error}")));
     match bring_up(hypercalls, &memory, &special) {
-        Ok(xen) => run(hypervisor, xen, &memory, start_info, &special, entry_ticks),
+        Ok(xen) => run::<M>(hypervisor, xen, &memory, start_info, &special, entry_ticks),
         Err(error) => end::refuse(format_args!("cannot set up event channels: {error}")),
     }
 }
@@ -124,7 +124,7 @@ fn bring_up(
     Ok(Xen { hypercalls, clock, events, grants, own_grants, frames, console_port })
 }
 
-fn run(
+fn run<M: Machine>(
     hypervisor: Hypervisor,
     mut xen: Xen,
     memory: &Memory,
@@ -134,6 +134,7 @@ fn run(
 ) -> ! {
     let command_line = start_info.command_line();
     selftest::run(command_line, xen.hypercalls, xen.clock, &mut xen.events);
+    let _machine = M::find(&mut xen, hypervisor, start_info);
     if xen.events.add(special.xenstore_port).is_err() {
         end::refuse(format_args!("xenstore's port is {}", special.xenstore_port));
     }

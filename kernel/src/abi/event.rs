@@ -17,6 +17,20 @@ pub(crate) struct BindInterdomain {
 const _: () = assert!(size_of::<BindInterdomain>() == 12);
 const _: () = assert!(offset_of!(BindInterdomain, remote_port) == 4);
 
+/// Argument of `EVTCHNOP_bind_pirq`.
+#[doc(alias = "evtchn_bind_pirq")]
+#[repr(C)]
+pub(crate) struct BindPirq {
+    pub(crate) pirq: u32,
+    /// `BIND_PIRQ__*`.
+    pub(crate) flags: u32,
+    /// Xen's answer.
+    pub(crate) port: EvtchnPort,
+}
+
+const _: () = assert!(size_of::<BindPirq>() == 12);
+const _: () = assert!(offset_of!(BindPirq, port) == 8);
+
 /// Argument of `EVTCHNOP_alloc_unbound`.
 #[doc(alias = "evtchn_alloc_unbound")]
 #[repr(C)]

@@ -3,11 +3,13 @@
 mod event;
 mod grant;
 mod hvm;
+mod physdev;
 mod sched;
 mod shared_info;
 
-pub(crate) use event::{AllocUnbound, BindInterdomain, Close, Send};
+pub(crate) use event::{AllocUnbound, BindInterdomain, BindPirq, Close, Send};
 pub(crate) use grant::QuerySize;
 pub(crate) use hvm::{AddToPhysmap, HvmParam, HvmParamOp};
+pub(crate) use physdev::GetFreePirq;
 pub(crate) use sched::{Poll, Shutdown, ShutdownCode};
 pub(crate) use shared_info::{SharedInfo, VcpuTimeInfo};

@@ -1,0 +1,159 @@
+//! An NVMe controller that is passed through: its registers and its interrupt.
+
+use core::fmt;
+
+use domain::HypercallError;
+use thiserror::Error;
+use xen_abi::{EvtchnPort, PAGE_SIZE};
+
+use super::config_ports::ConfigPorts;
+use super::mmio::{Mmio, TooLarge};
+use crate::pci::{self, Bar, Function, Message, Msix, NoRoom, Placed, Placement};
+use crate::platform::Xen;
+
+/// As much of the registers is mapped: the doorbells of a few queues are in the second page.
+const MAX_REGISTERS: usize = 64 << 10;
+
+/// VS, the version it conforms to.
+const VERSION: usize = 0x08;
+
+/// A controller, ready to be driven.
+#[derive(Debug)]
+pub(crate) struct Controller {
+    pub(crate) function: Function,
+    pub(crate) registers: Mmio,
+    version: u32,
+    paddr: u64,
+    placed: Placed,
+    pub(crate) completions: Completions,
+}
+
+/// How it is learned that a command was completed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Completions {
+    /// By an event: the controller's interrupt, vector 0 of its MSI-X table.
+    Event { pirq: u32, port: EvtchnPort },
+    /// By looking.
+    Polled(NoInterrupt),
+}
+
+/// Why a controller cannot be used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub(crate) enum Unusable {
+    #[error("it has no registers in memory")]
+    Unmapped,
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
+    #[error(transparent)]
+    TooLarge(#[from] TooLarge),
+    #[error("its registers at {paddr:#x} do not answer")]
+    Silent { paddr: u64 },
+}
+
+/// Why there is no interrupt.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub(crate) enum NoInterrupt {
+    #[error("it has no MSI-X")]
+    Missing,
+    #[error("its MSI-X table is out of reach")]
+    OutOfReach,
+    #[error("Xen gives no pirq ({0}): hvm_pirq=1 is to be set from Xen 4.20 on")]
+    Pirq(HypercallError),
+    #[error("the pirq cannot be bound: {0}")]
+    Bind(HypercallError),
+}
+
+impl Controller {
+    /// Has it answer to its registers, access memory, and make interrupts.
+    pub(crate) fn new(
+        xen: &mut Xen,
+        config: &mut ConfigPorts,
+        placement: &mut Placement,
+        function: Function,
+    ) -> Result<Self, Unusable> {
+        function.disable_memory(config);
+        let mut bar = Bar::find(config, function, 0).ok_or(Unusable::Unmapped)?;
+        let placed = placement.place(config, function, &mut bar)?;
+        let msix = Msix::find(config, function);
+        let table = msix.and_then(|msix| {
+            if msix.bar == 0 {
+                return Some(bar);
+            }
+            let mut bar = Bar::find(config, function, msix.bar)?;
+            placement.place(config, function, &mut bar).ok().map(|_| bar)
+        });
+        function.enable(config);
+
+        let len_bytes = usize::try_from(bar.size_bytes).unwrap_or(usize::MAX).min(MAX_REGISTERS);
+        // SAFETY: the function answers there, and nothing else is there.
+        let registers = unsafe { Mmio::map(bar.paddr, len_bytes)? };
+        let version = registers.read(VERSION);
+        // What nobody answers to reads as all ones.
+        if version == u32::MAX {
+            return Err(Unusable::Silent { paddr: bar.paddr });
+        }
+        let completions = match (msix, table) {
+            (Some(msix), Some(table)) => interrupt(xen, config, function, msix, &table),
+            (Some(_), None) => Err(NoInterrupt::OutOfReach),
+            (None, _) => Err(NoInterrupt::Missing),
+        };
+        let completions = completions.unwrap_or_else(Completions::Polled);
+        Ok(Self { function, registers, version, paddr: bar.paddr, placed, completions })
+    }
+}
+
+/// Has MSI-X vector 0 make events.
+fn interrupt(
+    xen: &mut Xen,
+    config: &mut ConfigPorts,
+    function: Function,
+    msix: Msix,
+    table: &Bar,
+) -> Result<Completions, NoInterrupt> {
+    const MASKED: u32 = 1;
+    let end = u64::from(msix.table_offset) + pci::ENTRY_BYTES;
+    if end > table.size_bytes {
+        return Err(NoInterrupt::OutOfReach);
+    }
+    let at = table.paddr + u64::from(msix.table_offset);
+    let page = at & !(PAGE_SIZE as u64 - 1);
+    let within = usize::try_from(at - page).unwrap_or(0);
+    // SAFETY: the table is there, which nothing else of ours accesses.
+    let page = unsafe { Mmio::map(page, PAGE_SIZE) };
+    let page = page.map_err(|TooLarge| NoInterrupt::OutOfReach)?;
+    let pirq = xen.hypercalls.free_pirq().map_err(NoInterrupt::Pirq)?;
+
+    let Message([low, high, data]) = Message::to_pirq(pirq);
+    for (nth, word) in [(3, MASKED), (0, low), (1, high), (2, data), (3, 0)] {
+        page.write(within + 4 * nth, word);
+    }
+    // The device model maps the pirq to the interrupt now; before that it is none to bind.
+    msix.enable(config, function);
+    let port = xen.hypercalls.bind_pirq(pirq);
+    match port.and_then(|port| xen.listen(port)) {
+        Ok(port) => Ok(Completions::Event { pirq, port }),
+        Err(error) => {
+            msix.disable(config, function);
+            Err(NoInterrupt::Bind(error))
+        }
+    }
+}
+
+impl fmt::Display for Controller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Function { at, vendor, device, .. } = self.function;
+        let (major, minor) = (self.version >> 16, self.version >> 8 & 0xff);
+        let (paddr, nr_kib) = (self.paddr, self.registers.len_bytes() >> 10);
+        write!(f, "nvme {at} ({vendor:04x}:{device:04x}): NVMe {major}.{minor}, ")?;
+        write!(f, "{nr_kib} KiB of registers at {paddr:#x}")?;
+        if let Placed::Moved { from } = self.placed {
+            write!(f, ", moved from {from:#x}")?;
+        }
+        match self.completions {
+            Completions::Event { pirq, port } => {
+                write!(f, "; completions by MSI-X, pirq {pirq} at event channel {port}")
+            }
+            Completions::Polled(reason) => write!(f, "; completions are polled: {reason}"),
+        }
+    }
+}

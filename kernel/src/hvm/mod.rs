@@ -1,0 +1,76 @@
+//! A domain that looks like a PC: HVM, for that is the kind which PCI devices are passed through to.
+
+mod config_ports;
+mod controller;
+mod mmio;
+
+use alloc::vec::Vec;
+
+use x86_64::registers::model_specific::Msr;
+use xen_pvh_boot::StartInfo;
+
+use crate::console;
+use crate::hypervisor::Hypervisor;
+use crate::machine::Machine;
+use crate::pci::{self, Class, Placement};
+use crate::platform::Xen;
+
+use config_ports::ConfigPorts;
+use controller::Controller;
+
+/// The domain's NVMe controllers.
+pub(crate) struct Hvm {
+    #[expect(dead_code, reason = "no store reads and writes them yet")]
+    controllers: Vec<Controller>,
+}
+
+impl Machine for Hvm {
+    /// Has memory cached by default, where no firmware did.
+    ///
+    /// libxc leaves the MTRRs of an HVM domain to hvmloader. As long as they are off all memory is
+    /// uncached by definition, and Xen takes that literally on Intel's processors once the domain
+    /// may have devices (`epte_get_entry_emt`). On AMD's it does not look at them.
+    fn prepare() {
+        /// `IA32_MTRR_DEF_TYPE`: the type of memory that no range names, and whether MTRRs count.
+        const DEF_TYPE: Msr = Msr::new(0x2ff);
+        const ENABLE: u64 = 1 << 11;
+        const WRITE_BACK: u64 = 6;
+        let mut def_type = DEF_TYPE;
+        // SAFETY: an HVM domain has this register. Nothing was kept in a cache as another type.
+        unsafe {
+            if def_type.read() & ENABLE == 0 {
+                def_type.write(ENABLE | WRITE_BACK);
+            }
+        }
+    }
+
+    fn find(xen: &mut Xen, hypervisor: Hypervisor, start_info: &StartInfo) -> Self {
+        let mut config = ConfigPorts::new();
+        let mut functions = Vec::new();
+        pci::functions(&mut config, |_, function| {
+            if function.class == Class::NVME {
+                functions.push(function);
+            }
+        });
+        let memory_map = start_info.memory_map().iter();
+        let taken = memory_map.map(|range| range.paddr..range.paddr + range.size_bytes);
+        let mut placement = Placement::beside(taken);
+        let mut controllers = Vec::new();
+        for function in functions {
+            match Controller::new(xen, &mut config, &mut placement, function) {
+                Ok(controller) => {
+                    console::line(format_args!("{controller}"));
+                    controllers.push(controller);
+                }
+                Err(error) => console::line(format_args!("nvme {}: {error}", function.at)),
+            }
+        }
+        let grants = if hypervisor.has_iommu_mappings { "could" } else { "cannot" };
+        if controllers.is_empty() {
+            console::line(format_args!("no NVMe controller is passed through"));
+        } else {
+            console::line(format_args!("devices {grants} reach granted pages: they use our own"));
+        }
+        Self { controllers }
+    }
+}
