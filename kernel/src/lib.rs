@@ -13,6 +13,8 @@ extern crate alloc;
 
 // Pure, or sound on any memory.
 #[cfg_attr(not(target_os = "none"), allow(dead_code))]
+mod configuration;
+#[cfg_attr(not(target_os = "none"), allow(dead_code))]
 mod console_ring;
 #[cfg_attr(not(target_os = "none"), allow(dead_code))]
 mod copy;

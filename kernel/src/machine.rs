@@ -1,9 +1,19 @@
 //! What kind of domain an image is for: the type decides what is in the image.
 
+use alloc::borrow::Cow;
+
+use xen_abi::EvtchnPort;
 use xen_pvh_boot::StartInfo;
 
 use crate::hypervisor::Hypervisor;
 use crate::platform::Xen;
+use crate::region::Region;
+
+/// The way to xenstored.
+pub(crate) struct Channel {
+    pub(crate) page: Region,
+    pub(crate) port: EvtchnPort,
+}
 
 /// A kind of domain, with what it has besides memory, xenstore and a console.
 pub(crate) trait Machine: Sized {
@@ -12,6 +22,9 @@ pub(crate) trait Machine: Sized {
 
     /// Finds the devices, says what they are, and has them ready.
     fn find(xen: &mut Xen, hypervisor: Hypervisor, start_info: &StartInfo) -> Self;
+
+    /// The words that say what it is to do: those of the command line, if there is one.
+    fn words(xen: &mut Xen, xenstore: &Channel, command_line: &'static [u8]) -> Cow<'static, [u8]>;
 }
 
 /// A domain that has nothing else. libxc has set it up as it is to be.
@@ -22,5 +35,9 @@ impl Machine for Pvh {
 
     fn find(_: &mut Xen, _: Hypervisor, _: &StartInfo) -> Self {
         Self
+    }
+
+    fn words(_: &mut Xen, _: &Channel, command_line: &'static [u8]) -> Cow<'static, [u8]> {
+        Cow::Borrowed(command_line)
     }
 }

@@ -16,7 +16,7 @@ use crate::events::Events;
 use crate::grants::GrantTable;
 use crate::hypercall::Hypercalls;
 use crate::hypervisor::Hypervisor;
-use crate::machine::Machine;
+use crate::machine::{Channel, Machine};
 use crate::memory::{self, Memory};
 use crate::own_grants::OwnGrants;
 use crate::platform::Xen;
@@ -132,25 +132,26 @@ fn run<M: Machine>(
     special: &SpecialPages,
     entry_ticks: u64,
 ) -> ! {
-    let command_line = start_info.command_line();
-    selftest::run(command_line, xen.hypercalls, xen.clock, &mut xen.events);
-    let _machine = M::find(&mut xen, hypervisor, start_info);
     if xen.events.add(special.xenstore_port).is_err() {
         end::refuse(format_args!("xenstore's port is {}", special.xenstore_port));
     }
-
     // SAFETY: the toolstack's page, which `divide` left out of memory; taken here alone.
     let xenstore = unsafe { Region::new(special.xenstore, 1) };
     let Some(xenstore) = xenstore else {
         end::refuse(format_args!("xenstore's page is at {}", special.xenstore))
     };
+    let xenstore = Channel { page: xenstore, port: special.xenstore_port };
+
+    let _machine = M::find(&mut xen, hypervisor, start_info);
+    let words = M::words(&mut xen, &xenstore, start_info.command_line());
+    selftest::run(&words, xen.hypercalls, xen.clock, &mut xen.events);
     let resources = Resources {
         memory: memory.frames(),
         free_frames: memory.free_frames,
         modules: &memory.modules,
-        xenstore,
-        xenstore_port: special.xenstore_port,
-        command_line,
+        xenstore: xenstore.page,
+        xenstore_port: xenstore.port,
+        command_line: &words,
     };
     let mut domain = match Domain::new(resources, &mut xen) {
         Ok(domain) => domain,

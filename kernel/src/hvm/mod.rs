@@ -4,14 +4,18 @@ mod config_ports;
 mod controller;
 mod mmio;
 
+use alloc::borrow::Cow;
 use alloc::vec::Vec;
 
+use domain::Platform;
 use x86_64::registers::model_specific::Msr;
+use xen_abi::{EvtchnPort, Instant};
 use xen_pvh_boot::StartInfo;
 
+use crate::configuration::{self, Waiting};
 use crate::console;
 use crate::hypervisor::Hypervisor;
-use crate::machine::Machine;
+use crate::machine::{Channel, Machine};
 use crate::pci::{self, Class, Placement};
 use crate::platform::Xen;
 
@@ -72,5 +76,42 @@ impl Machine for Hvm {
             console::line(format_args!("devices {grants} reach granted pages: they use our own"));
         }
         Self { controllers }
+    }
+
+    /// Started by `firmware_override`, it has no command line.
+    fn words(xen: &mut Xen, xenstore: &Channel, command_line: &'static [u8]) -> Cow<'static, [u8]> {
+        if !command_line.is_empty() {
+            return Cow::Borrowed(command_line);
+        }
+        let mut waiting = WithEvents { xen, port: xenstore.port };
+        if let Some(words) = configuration::read(&xenstore.page, &mut waiting) {
+            console::line(format_args!("{} says: {}", configuration::NODE, words.escape_ascii()));
+            return Cow::Owned(words);
+        }
+        let limit = configuration::LIMIT.as_secs();
+        console::line(format_args!("no command line, and no {} in {limit} s", configuration::NODE));
+        Cow::Borrowed(b"")
+    }
+}
+
+/// Time is spent by waiting for events.
+struct WithEvents<'a> {
+    xen: &'a mut Xen,
+    port: EvtchnPort,
+}
+
+impl Waiting for WithEvents<'_> {
+    fn now(&self) -> Instant {
+        self.xen.now()
+    }
+
+    fn notify(&mut self) {
+        let _ = self.xen.hypercalls.send(self.port);
+    }
+
+    fn wait(&mut self, deadline: Option<Instant>) {
+        self.xen.events.wait(deadline);
+        // There are none yet but xenstored's, and the console's.
+        while self.xen.take_event().is_some() {}
     }
 }
