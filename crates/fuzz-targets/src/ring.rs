@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use blkback::{Discards, Engine, Media, Persistent, Queue};
-use blkif::{Abi, BackRing, FinalCheck, MaxIndirectSegments, OpCode, Segment, Slot, layout};
+use blkif::{Abi, BackRing, MaxIndirectSegments, OpCode, Segment, Slot, layout};
 use sim::{GrantAccess, Machine, OwnFrames, Page, SimPlatform};
 use store::{Access, BlockSize, PageDisk, PagePool, Steps};
 use xen_abi::{DomId, EvtchnPort, Gfn, GntStatus, GrantRef, PAGE_SIZE};
@@ -285,7 +285,7 @@ impl Lab {
         match turn {
             Ok(turn) => {
                 assert_eq!(turn.lost, None);
-                assert!(ledger.nr_unanswered() == 0 || turn.left == FinalCheck::Work);
+                assert!(ledger.nr_unanswered() == 0 || turn.next == blkback::Next::Work);
             }
             Err(overrun) => {
                 assert!(overrun.produced.wrapping_sub(overrun.consumed) > overrun.room);
