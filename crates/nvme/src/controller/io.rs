@@ -1,0 +1,196 @@
+//! Requests to a controller's namespaces.
+
+use store::{Access, Completion, Failure, Flushing, Refusal, Refused, Request, SectorRange, Tag};
+use xen_abi::{Gfn, SharedMemory};
+
+use super::{Controller, Phase};
+use crate::command::IoOpcode;
+use crate::identify::Support;
+use crate::memory::{SECTORS_PER_PAGE, nr_lists};
+use crate::parts::{Rest, Target};
+use crate::{Buffer, Disk, IoError, NamespaceId, Registers};
+
+impl<R: Registers, M: SharedMemory> Controller<R, M> {
+    /// The longest buffer that there can be, in sectors; 0 until the controller has identified
+    /// itself.
+    #[must_use]
+    pub fn max_sectors(&self) -> u64 {
+        let Some(max_pages) = self.max_pages() else { return 0 };
+        let nr_pool = self.memory.nr_pool();
+        let fits = |nr_data: &usize| nr_data + nr_lists(*nr_data, max_pages.into()) <= nr_pool;
+        // All pages but those of the PRP lists, which are few.
+        let nr_data = (0..=nr_pool).rev().find(fits).unwrap_or(0);
+        nr_data as u64 * u64::from(SECTORS_PER_PAGE)
+    }
+
+    fn max_pages(&self) -> Option<u16> {
+        Some(self.identity.as_ref()?.max_pages)
+    }
+
+    /// Reserves a buffer. `None` where too few pages are free: ask again when a buffer has been given
+    /// back, unless it is longer than [`max_sectors`](Self::max_sectors).
+    #[must_use]
+    pub fn reserve(&mut self, nr_sectors: u32) -> Option<Buffer> {
+        let max_pages = self.max_pages()?;
+        self.memory.reserve(nr_sectors, max_pages.into())
+    }
+
+    /// Gives a buffer back.
+    pub fn give_back(&mut self, buffer: Buffer) {
+        self.memory.give_back(buffer);
+    }
+
+    /// The frames that hold a buffer's bytes, from the start of the first on: 8 sectors each, the
+    /// last maybe fewer.
+    pub fn frames(&self, buffer: &Buffer) -> impl Iterator<Item = Gfn> {
+        self.memory.frames(buffer)
+    }
+
+    /// What a namespace is, if it can be used.
+    #[must_use]
+    pub fn disk(&self, nsid: NamespaceId) -> Option<Disk> {
+        self.namespaces[self.index(nsid)?].disk.ok()
+    }
+
+    fn index(&self, nsid: NamespaceId) -> Option<usize> {
+        self.namespaces.iter().position(|namespace| namespace.nsid == nsid)
+    }
+
+    /// Takes a request of a namespace; the next [`publish`](Self::publish) sends it. While the
+    /// controller is reset it waits.
+    ///
+    /// # Errors
+    /// It is not taken.
+    pub fn submit(
+        &mut self,
+        nsid: NamespaceId,
+        tag: Tag,
+        request: Request<Buffer>,
+    ) -> Result<(), Refused<Buffer>> {
+        let (target, rest) = match self.check_request(nsid, &request) {
+            Ok(checked) => checked,
+            Err(reason) => return Err(Refused { reason, request }),
+        };
+        let buffer = match request {
+            Request::Read { buffer, .. } | Request::Write { buffer, .. } => Some(buffer),
+            Request::Flush | Request::Discard { .. } | Request::SecureDiscard { .. } => None,
+        };
+        self.requests.take(tag, target, rest, buffer);
+        Ok(())
+    }
+
+    /// As [`submit`](Self::submit): these sectors are to read as zeroes.
+    ///
+    /// # Errors
+    /// It is not taken.
+    pub fn submit_write_zeroes(
+        &mut self,
+        nsid: NamespaceId,
+        tag: Tag,
+        sector: u64,
+        nr_sectors: u64,
+    ) -> Result<(), Refusal> {
+        let (target, disk) = self.target(nsid)?;
+        if disk.write_zeroes == Support::No {
+            return Err(Failure::NotSupported.into());
+        }
+        let (lba, nr_blocks) = changed_blocks(&disk, sector, nr_sectors)?;
+        self.requests.take(tag, target, Rest::Zeroes { lba, nr_blocks }, None);
+        Ok(())
+    }
+
+    /// Whether a namespace takes a request now.
+    fn target(&self, nsid: NamespaceId) -> Result<(Target, Disk), Refusal> {
+        let ended = self.stops || matches!(self.phase, Phase::Off | Phase::Failed(_));
+        let index = self.index(nsid).filter(|_| !ended).ok_or(Failure::Gone)?;
+        let disk = self.namespaces[index].disk.map_err(|_| Failure::Gone)?;
+        let max_pages = self.max_pages().ok_or(Failure::Gone)?;
+        if self.requests.is_full() {
+            return Err(Refusal::Full { max: self.requests.max() });
+        }
+        let sectors_per_block = disk.geometry.logical.sectors();
+        Ok((Target { index, nsid, sectors_per_block, max_pages }, disk))
+    }
+
+    fn check_request(
+        &self,
+        nsid: NamespaceId,
+        request: &Request<Buffer>,
+    ) -> Result<(Target, Rest), Refusal> {
+        let (target, disk) = self.target(nsid)?;
+        let rest = match *request {
+            Request::Read { sector, ref buffer } => {
+                blocks(&disk, sector, buffer.nr_sectors().into())?;
+                Rest::transfer(IoOpcode::Read, sector, buffer, target.sectors_per_block)
+            }
+            Request::Write { sector, ref buffer } => {
+                changed_blocks(&disk, sector, buffer.nr_sectors().into())?;
+                Rest::transfer(IoOpcode::Write, sector, buffer, target.sectors_per_block)
+            }
+            Request::Flush if disk.flushing == Flushing::Offered => Rest::Flush,
+            Request::Discard { sector, nr_sectors } if disk.geometry.discard.is_some() => {
+                let (lba, nr_blocks) = changed_blocks(&disk, sector, nr_sectors)?;
+                Rest::Deallocate { lba, nr_blocks }
+            }
+            Request::Flush | Request::Discard { .. } | Request::SecureDiscard { .. } => {
+                return Err(Failure::NotSupported.into());
+            }
+        };
+        Ok((target, rest))
+    }
+
+    /// Takes completions off the queue.
+    pub(super) fn collect(&mut self) {
+        if self.phase == Phase::Running && self.trouble.is_none() {
+            match self.requests.collect(&self.memory, &mut self.io) {
+                Ok(true) => self.nr_in_row = 0,
+                Ok(false) => {}
+                Err(broken) => self.trouble = Some(broken.into()),
+            }
+        }
+    }
+
+    /// Sends what was taken, as far as there is room.
+    pub fn publish(&mut self) {
+        if self.phase == Phase::Running && self.trouble.is_none() {
+            self.requests.send(&self.memory, &mut self.io);
+            self.io.ring(&mut self.registers, self.cap);
+        }
+    }
+
+    /// Takes a request of a namespace that is over. `None` where none is: the interrupt, which is
+    /// that of all namespaces, tells of the next. [`publish`](Self::publish) then sends what has
+    /// waited for room.
+    pub fn complete(&mut self, nsid: NamespaceId) -> Option<Completion<Buffer>> {
+        let index = self.index(nsid)?;
+        if let Some(completion) = self.requests.complete(index) {
+            return Some(completion);
+        }
+        self.collect();
+        let completion = self.requests.complete(index);
+        if completion.is_none() && self.phase == Phase::Running {
+            self.io.ring(&mut self.registers, self.cap);
+        }
+        completion
+    }
+
+    /// The last request that failed and was completed since this was last asked, for a log.
+    pub const fn take_error(&mut self) -> Option<(NamespaceId, IoError)> {
+        self.requests.take_error()
+    }
+}
+
+/// First block and number of blocks of a range that lies on the disk.
+fn blocks(disk: &Disk, first: u64, nr: u64) -> Result<(u64, u64), Failure> {
+    SectorRange::on(&disk.geometry, first, nr).map_err(|_| Failure::Range)?;
+    let per_block = disk.geometry.logical.sectors();
+    Ok((first / per_block, nr / per_block))
+}
+
+/// The same of a range that is to change.
+fn changed_blocks(disk: &Disk, first: u64, nr: u64) -> Result<(u64, u64), Failure> {
+    match disk.geometry.access {
+        Access::ReadOnly => Err(Failure::ReadOnly),
+        Access::ReadWrite => blocks(disk, first, nr),
+    }
+}

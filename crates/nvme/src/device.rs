@@ -1,0 +1,63 @@
+//! A namespace as a device.
+
+use alloc::rc::Rc;
+use core::cell::RefCell;
+
+use store::{Completion, Device, Flushing, Geometry, Refused, Request, Tag};
+use xen_abi::{Gfn, SharedMemory};
+
+use crate::{Buffer, Controller, NamespaceId, Registers};
+
+/// A namespace of a controller that serves others, too.
+#[derive(Debug)]
+pub struct NamespaceDevice<R, M> {
+    controller: Rc<RefCell<Controller<R, M>>>,
+    nsid: NamespaceId,
+    geometry: Geometry,
+    flushing: Flushing,
+}
+
+impl<R: Registers, M: SharedMemory> NamespaceDevice<R, M> {
+    /// The namespace of this identifier; `None` where there is none that can be used.
+    #[must_use]
+    pub fn new(controller: Rc<RefCell<Controller<R, M>>>, nsid: NamespaceId) -> Option<Self> {
+        let disk = controller.borrow().disk(nsid)?;
+        Some(Self { controller, nsid, geometry: disk.geometry, flushing: disk.flushing })
+    }
+}
+
+impl<R: Registers, M: SharedMemory> Device for NamespaceDevice<R, M> {
+    type Buffer = Buffer;
+
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn flushing(&self) -> Flushing {
+        self.flushing
+    }
+
+    fn max_sectors(&self) -> u64 {
+        self.controller.borrow().max_sectors()
+    }
+
+    fn reserve(&mut self, nr_sectors: u32) -> Option<Buffer> {
+        self.controller.borrow_mut().reserve(nr_sectors)
+    }
+
+    fn give_back(&mut self, buffer: Buffer) {
+        self.controller.borrow_mut().give_back(buffer);
+    }
+
+    fn frames(&self, buffer: &Buffer, each: &mut dyn FnMut(Gfn)) {
+        self.controller.borrow().frames(buffer).for_each(each);
+    }
+
+    fn submit(&mut self, tag: Tag, request: Request<Buffer>) -> Result<(), Refused<Buffer>> {
+        self.controller.borrow_mut().submit(self.nsid, tag, request)
+    }
+
+    fn complete(&mut self) -> Option<Completion<Buffer>> {
+        self.controller.borrow_mut().complete(self.nsid)
+    }
+}
