@@ -49,6 +49,8 @@ class Suite:
             "util-linux",
             "grub-xen-host",
             "qemu-system-xen",
+            "seabios",
+            "dmsetup",
         ]
 
 
@@ -68,7 +70,9 @@ GRUB_PV = "usr/lib/grub-xen/grub-x86_64-xen.bin"
 OPENED_BY_NAME = ["libgcc_s.so.1"]
 
 XEN_PROGRAMS = ["xl", "xenstored", "xenstore-control", "xenconsoled", "xen-init-dom0", "libxl-save-helper", "xentrace"]
-DOM0_PROGRAMS = ["xenstore-ls", "xenstore-read", "xenstore-write", "xenstore-rm", "xenstore-chmod", "python3"]
+DOM0_PROGRAMS = [
+    "xenstore-ls", "xenstore-read", "xenstore-write", "xenstore-rm", "xenstore-chmod", "python3", "dmsetup", "e2fsck", "debugfs",
+]  # fmt: skip
 DOM0_MODULES = [
     "xen-evtchn",
     "xen-gntdev",
@@ -77,11 +81,18 @@ DOM0_MODULES = [
     "xenfs",
     "xen-blkback",
     "xen-blkfront",
+    "xen-pciback",
     "loop",
     "brd",
+    "dm-flakey",
+    "dm-log-writes",
+    "ext4",
+    "crc32c_generic",
 ]
-# What serves disks of the type qdisk.
+# What serves disks of the type qdisk, and is the device model of HVM domains.
 QEMU = "usr/libexec/xen-qemu-system-i386"
+# What an HVM domain starts with, where QEMU and libxl look for it.
+FIRMWARE = ["usr/share/seabios/bios-256k.bin", "usr/share/qemu/pvh.bin"]
 GUEST_PROGRAMS = ["mke2fs", "e2fsck", "blkdiscard", "fstrim"]
 # ext4 asks for crc32c by name at run time, which no dependency tells.
 GUEST_MODULES = ["xen-blkfront", "crc32c_generic", "ext4", "loop"]
@@ -95,10 +106,12 @@ PYTHON_UNUSED = {
     "wsgiref", "xml", "xmlrpc",
 }  # fmt: skip
 
-# Parts of the packages that are not even extracted; of modules, only these folders are.
+# Parts of the packages that are not even extracted; of these, and of modules, only some folders are.
 NOT_EXTRACTED = ("./usr/share", "./var", "./dev", "./run", "./tmp", "./usr/include")
+EXTRACTED = ("./usr/share/seabios/", "./usr/share/qemu/")
 MODULE_FOLDERS = (
-    "arch/x86/crypto", "crypto", "drivers/block", "drivers/xen", "fs/ext4", "fs/jbd2", "fs/mbcache", "lib",
+    "arch/x86/crypto", "block", "crypto", "drivers/block", "drivers/dax", "drivers/md", "drivers/nvme", "drivers/xen",
+    "fs/ext4", "fs/jbd2", "fs/mbcache", "lib",
 )  # fmt: skip
 
 
@@ -176,7 +189,7 @@ class _Tree:
 
     @property
     def key(self) -> str:
-        return _key(self.release.encode(), *(p.encode() for p in self.packages), repr((NOT_EXTRACTED, MODULE_FOLDERS)).encode())
+        return _key(self.release.encode(), *(p.encode() for p in self.packages), repr((NOT_EXTRACTED, EXTRACTED, MODULE_FOLDERS)).encode())
 
     @property
     def path(self) -> Path:
@@ -218,7 +231,8 @@ def _extract(release: str, packages: list[str], to: Path) -> None:
             raise RuntimeError(f"mmdebstrap failed:\n{log.read_text()[-3000:]}")
 
     def useful(member: tarfile.TarInfo) -> bool:
-        if member.name.startswith(NOT_EXTRACTED) or not (member.isfile() or member.issym() or member.islnk() or member.isdir()):
+        left_out = member.name.startswith(NOT_EXTRACTED) and not member.name.startswith(EXTRACTED)
+        if left_out or not (member.isfile() or member.issym() or member.islnk() or member.isdir()):
             return False
         _, is_module, inside = member.name.partition("/kernel/")
         return "lib/modules/" not in member.name or (bool(is_module) and inside.startswith(MODULE_FOLDERS))
@@ -282,6 +296,9 @@ class _Root:
         qemu = self._tree / QEMU
         archive.file(QEMU, qemu.read_bytes(), 0o755)
         self._libraries(archive, [qemu])
+        hvmloader = str((self._xen / "boot/hvmloader").relative_to(self._tree))
+        for firmware in [hvmloader, *FIRMWARE]:
+            archive.file(firmware, (self._tree / firmware).read_bytes())
         # libxl runs its helper by this path.
         archive.link(f"usr/lib/xen-{self._suite.xen}/bin/libxl-save-helper", "/bin/libxl-save-helper")
         python = self._python_library()
