@@ -48,6 +48,13 @@ class Lab:
         """Reports a number. It is no verdict."""
         self.events.send("figure", name=name, value=round(value, 3), unit=unit)
 
+    def ask(self, what: str, **fields: object) -> dict:
+        """Has the host half do something to the machine, or look at it; raises where that says that something is wrong."""
+        answer = self.events.ask(what, **fields)
+        if wrong := answer.get("wrong"):
+            raise Mismatch(wrong)
+        return answer
+
     def snapshot(self) -> Snapshot:
         """The state that outlives scenarios. Domains that are kept are not in it."""
         kept = {domain.domid for domain in self._kept.values()}

@@ -18,24 +18,26 @@ class Scenario:
     says: str
     limit: float
     group: str
+    machine: str
     body: "Callable[[Lab], None]"
 
 
 _known: dict[str, Scenario] = {}
 
 
-def scenario(*, limit: float, group: str = "test"):
+def scenario(*, limit: float, group: str = "test", machine: str = "plain"):
     """Makes a function a scenario.
 
     `limit` is a hang guard in seconds of dom0's clock, three times what it usually takes or more,
     and never a verdict.
     `group` is when it runs: "test" always, "all" with --all only, "run", "soak" and "bench" in the script of that name only.
+    `machine` is what it needs: "plain", or "passthrough" with an IOMMU and an NVMe controller. Each is a boot.
     """
 
     def register(body: "Callable[[Lab], None]") -> "Callable[[Lab], None]":
         name = f"{body.__module__.rpartition('.')[2]}.{body.__name__}"
         says = (body.__doc__ or "").strip().splitlines()[0]
-        _known[name] = Scenario(name, says, limit, group, body)
+        _known[name] = Scenario(name, says, limit, group, machine, body)
         return body
 
     return register

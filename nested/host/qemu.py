@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from .nvme import Controller
 from .roots import Boot, Say
 
 # Two emulated machines would starve each other, so one runs at a time, of all checkouts.
@@ -38,20 +39,28 @@ class Machine:
 
     memory_mib: int = 5120
     clock: str = "instructions"
+    nvme: Controller | None = None
+    """A controller that can be passed through, and an IOMMU for that."""
 
     @property
     def dom0_mib(self) -> int:
         return 2048
 
 
-def command(machine: Machine, boot: Boot, archive: Path, console: str, events: Path) -> list[str]:
-    """QEMU's command line. `console` is a -serial argument; events go to the second port's file."""
-    xen_args = XEN_ARGS.format(dom0_mib=machine.dom0_mib)
+# Xen takes Intel's IOMMU beside AMD's processor. A page table shared with the processor needs what
+# the emulated IOMMU does not have.
+IOMMU = ["-device", "intel-iommu,intremap=on"]
+XEN_IOMMU_ARGS = " iommu=1,verbose,no-sharept"
+
+
+def command(machine: Machine, boot: Boot, archive: Path, console: str, port: Path) -> list[str]:
+    """QEMU's command line. `console` is a -serial argument; the second port is a socket that it waits at."""
+    xen_args = XEN_ARGS.format(dom0_mib=machine.dom0_mib) + (XEN_IOMMU_ARGS if machine.nvme else "")
     # QEMU splits -initrd at commas, and reads a doubled one as itself.
     dom0 = f"{boot.kernel} {DOM0_ARGS}".replace(",", ",,")
     return [
         "qemu-system-x86_64",
-        *("-M", "q35"),
+        *("-M", "q35,kernel-irqchip=split" if machine.nvme else "q35"),
         *CLOCKS[machine.clock],
         *("-cpu", CPU),
         *("-m", str(machine.memory_mib)),
@@ -59,7 +68,10 @@ def command(machine: Machine, boot: Boot, archive: Path, console: str, events: P
         *("-append", xen_args),
         *("-initrd", f"{dom0},{archive}"),
         *("-serial", console),
-        *("-serial", f"file:{events}"),
+        *("-chardev", f"socket,id=events,path={port},server=on,wait=on"),
+        *("-serial", "chardev:events"),
+        # The IOMMU comes before what is behind it.
+        *([*IOMMU, *machine.nvme.arguments()] if machine.nvme else []),
         *("-display", "none"),
         *("-nic", "none"),
         "-no-reboot",

@@ -1,0 +1,50 @@
+"""The NVMe controller of the machine for passthrough: its namespaces, and the log of what reached the first."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+FIRST_MIB, SECOND_MIB = 128, 64
+
+BAD_BYTE = 32 << 20
+"""A request that touches this byte of the second namespace fails."""
+
+
+@dataclass(frozen=True)
+class Controller:
+    """Files in a folder: a boot begins with empty ones."""
+
+    folder: Path
+
+    @property
+    def first(self) -> Path:
+        """Namespace 1, of 512-byte blocks."""
+        return self.folder / "first.img"
+
+    @property
+    def second(self) -> Path:
+        """Namespace 2, of 4096-byte blocks."""
+        return self.folder / "second.img"
+
+    @property
+    def log(self) -> Path:
+        """What was written to the first, and its flushes (nested/writelog)."""
+        return self.folder / "first.log"
+
+    def make(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path, mib in ((self.first, FIRST_MIB), (self.second, SECOND_MIB), (self.log, 0)):
+            with path.open("wb") as file:
+                file.truncate(mib << 20)
+
+    def arguments(self) -> list[str]:
+        """QEMU's, behind those of the IOMMU."""
+        logged = f"driver=blklogwrites,node-name=first,file.driver=file,file.filename={self.first},log.driver=file,log.filename={self.log}"
+        bad = f"inject-error.0.event=none,inject-error.0.errno=5,inject-error.0.sector={BAD_BYTE // 512}"
+        faulty = f"driver=blkdebug,node-name=second,image.driver=file,image.filename={self.second},{bad}"
+        return [
+            *("-blockdev", logged),
+            *("-blockdev", faulty),
+            *("-device", "nvme,id=nvme,serial=granary-lab,addr=5"),
+            *("-device", "nvme-ns,bus=nvme,nsid=1,drive=first"),
+            *("-device", "nvme-ns,bus=nvme,nsid=2,drive=second,logical_block_size=4096,physical_block_size=4096"),
+        ]

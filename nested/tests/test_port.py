@@ -1,0 +1,128 @@
+"""Tests of dom0's port to the host half, and of the host half's answers."""
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import tempfile
+import threading
+import tty
+import unittest
+from pathlib import Path
+
+from ..dom0.events import Events
+from ..dom0.lab import Lab
+from ..dom0.xen import Mismatch
+from ..host.answers import Answers
+from ..host.nvme import Controller
+from ..host.port import Port
+
+
+class Ports(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def test_events_come_whole_and_answers_go_back(self):
+        path = self.folder / "socket"
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(str(path))
+        listening.listen()
+        port = Port(path, self.folder / "log", lambda: True)
+        qemu, _ = listening.accept()
+        qemu.sendall(b'noise\r\n{"event": "ready"}\r\n{"event": "st')
+        self.assertEqual(port.events(), [{"event": "ready"}])
+        qemu.sendall(b'art"}\r\n')
+        self.assertEqual(port.events(), [{"event": "start"}])
+        port.answer(promises=3)
+        self.assertEqual(qemu.recv(100), b'{"promises": 3}\n')
+        qemu.sendall(b'{"event": "end"}\r\n')
+        qemu.close()
+        self.assertEqual(port.events(), [{"event": "end"}])
+        self.assertEqual(port.events(), [])
+        port.close()
+        listening.close()
+        self.assertTrue((self.folder / "log").read_bytes().endswith(b'{"event": "end"}\r\n'))
+
+    def test_a_machine_that_never_begins(self):
+        with self.assertRaisesRegex(RuntimeError, "^QEMU ended before it began; see "):
+            Port(self.folder / "socket", self.folder / "log", lambda: False)
+
+
+class Asking(unittest.TestCase):
+    """dom0's end is a terminal, as a serial port is."""
+
+    def setUp(self):
+        self.host, terminal = os.openpty()
+        self.addCleanup(os.close, self.host)
+        tty.setraw(terminal)
+        self.addCleanup(os.close, terminal)
+        self.lab = Lab(Events(Path(os.ttyname(terminal))))
+
+    def answered(self, answer: dict) -> tuple[dict, Exception | None, dict]:
+        """What the host was asked for, and what became of its answer."""
+        asked: dict = {}
+
+        def host() -> None:
+            line = b""
+            while not line.endswith(b"\n"):
+                line += os.read(self.host, 1000)
+            asked.update(json.loads(line))
+            os.write(self.host, json.dumps(answer).encode() + b"\n")
+
+        thread = threading.Thread(target=host)
+        thread.start()
+        try:
+            return asked, None, self.lab.ask("files", namespace=1)
+        except Mismatch as wrong:
+            return asked, wrong, {}
+        finally:
+            thread.join()
+
+    def test_an_answer(self):
+        asked, wrong, answer = self.answered({"promises": 3})
+        self.assertEqual((asked, wrong, answer), ({"event": "ask", "what": "files", "namespace": 1}, None, {"promises": 3}))
+
+    def test_what_is_wrong_fails_the_scenario(self):
+        _, wrong, _ = self.answered({"wrong": "one is missing"})
+        self.assertEqual(str(wrong), "one is missing")
+
+    def test_without_a_host(self):
+        with self.assertRaisesRegex(Mismatch, "^there is no host half to be asked for 'files'$"):
+            Lab(Events(Path("/nowhere"))).ask("files")
+
+
+class AnswersOfTheHost(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.nvme = Controller(Path(folder.name) / "nvme")
+        self.nvme.make()
+        self.answers = Answers(self.nvme)
+
+    def ask(self, what: str, **fields: object) -> dict:
+        return self.answers.to({"event": "ask", "what": what, **fields})
+
+    def test_files(self):
+        files = self.nvme.folder / "files"
+        files.mkdir()
+        (files / "one").write_bytes(b"one")
+        md5 = hashlib.md5(b"one").hexdigest()
+        subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", str(files), str(self.nvme.first)], check=True)
+        self.assertEqual(self.ask("files", namespace=1, sums={"one": md5}), {})
+        self.assertEqual(self.ask("files", namespace=1, sums={"one": "0" * 32}), {"wrong": f"one has the checksum {md5}, not {'0' * 32}"})
+        self.assertIn("two: File not found", self.ask("files", namespace=1, sums={"two": md5})["wrong"])
+        self.assertIn("e2fsck -f -n", self.ask("files", namespace=2, sums={})["wrong"])
+
+    def test_promises_of_a_log_that_is_empty(self):
+        self.assertEqual(self.ask("promises", at_bytes=0), {"wrong": "it ends in its superblock: 0 of 28 bytes at 0"})
+
+    def test_what_nobody_knows(self):
+        self.assertEqual(self.ask("tea"), {"wrong": "this machine cannot be asked for 'tea'"})
+        self.assertEqual(Answers(None).to({"event": "ask", "what": "files"}), {"wrong": "this machine cannot be asked for 'files'"})
+
+
+if __name__ == "__main__":
+    unittest.main()
