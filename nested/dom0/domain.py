@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Self
 
-from . import console, disks, names
+from . import console, disks, names, pci
 from .console import Console
 from .xen import Mismatch, Outcome, Running, domains, eventually, run, xenstore, xl
 
@@ -139,6 +139,37 @@ class Granary(Domain):
     def device(self, guest: Domain, vdev: str) -> str:
         """The backend directory of one disk."""
         return f"{self.home}/backend/vbd/{guest.domid}/{devid(vdev)}"
+
+
+class NvmeGranary(Granary):
+    """A driver domain that has an NVMe controller: an HVM domain."""
+
+    @classmethod
+    def create(cls, name: str = "granary-nvme", **settings: object) -> Self:
+        """Boots one that has this machine's controller, at the image's own entry: without firmware, and without a command line."""
+        return cls._boot(name, _hvm_config("firmware_override"), settings)
+
+    @classmethod
+    def create_by_hvmloader(cls, name: str = "granary-nvme", **settings: object) -> Self:
+        """The same by the way that has a command line: firmware, and a boot loader of QEMU's."""
+        return cls._boot(name, _hvm_config("kernel"), settings)
+
+    @classmethod
+    def _boot(cls, name: str, config: Path, settings: dict[str, object]) -> Self:
+        granary = cls._create(name, str(config), tsc_mode="native", **settings)
+        granary.wait_ready()
+        return granary
+
+
+def _hvm_config(key: str) -> Path:
+    """images/granary-nvme.cfg with the image as this key's value, and this machine's controller."""
+    lines = names.GRANARY_NVME_CONFIG.read_text().splitlines()
+    # xl replaces settings, but it cannot take one out.
+    kept = [line for line in lines if line.partition("=")[0].strip() not in ("kernel", "firmware_override", "pci")]
+    config = Path(f"/tmp/granary-nvme-{key}.cfg")
+    own = [f'{key} = "{names.GRANARY_HVM_IMAGE}"', f'pci = [ "{pci.nvme().address}" ]']
+    config.write_text("".join(f"{line}\n" for line in kept + own))
+    return config
 
 
 def devid(vdev: str) -> int:

@@ -29,6 +29,8 @@ GRANARY = "granary"
 
 GRANARY_CONFIG = LAB / "images" / "granary.cfg"
 GRANARY_IMAGE = LAB / "granary"
+GRANARY_NVME_CONFIG = LAB / "images" / "granary-nvme.cfg"
+GRANARY_HVM_IMAGE = LAB / "granary-hvm"
 GUEST_CONFIG = LAB / "images" / "guest.cfg"
 GUEST_KERNEL = LAB / "guest" / "vmlinux"
 GUEST_INITRAMFS = LAB / "guest" / "initramfs"
@@ -54,6 +56,12 @@ GRANARYCTL = LAB / "scripts" / "granaryctl"
 PACK = LAB / "scripts" / "pack"
 DISK_IMAGES = LAB / "disks.tar"
 """What nested/host/gold.py makes."""
+
+NVME_MIB = (128, 64)
+"""The sizes of the NVMe controller's namespaces: of 512-byte blocks the first, of 4096-byte blocks the second."""
+
+NVME_BAD_MIB = 32
+"""Of the second namespace: who touches the first byte of this MiB gets an error."""
 
 GUEST_CMDLINE = "console=hvc0 rdinit=/init nokaslr mitigations=off panic=-1"
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
+from ..dom0.names import NVME_MIB
 from ..writelog import durability, ext4
 from ..writelog.log import BadLog
-from .nvme import FIRST_MIB, Controller
+from .nvme import Controller
 
 
 class Answers:
@@ -40,6 +41,6 @@ class Answers:
         """Whether what the guest was promised was in the first namespace."""
         before = nvme.folder / "before.img"
         with before.open("wb") as file:
-            file.truncate(FIRST_MIB << 20)
+            file.truncate(NVME_MIB[0] << 20)
         kept = durability.check(nvme.log, before, at_bytes)
         return {"promises": kept.nr_promises, "entries": kept.nr_entries}

@@ -3,10 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-FIRST_MIB, SECOND_MIB = 128, 64
-
-BAD_BYTE = 32 << 20
-"""A request that touches this byte of the second namespace fails."""
+from ..dom0.names import NVME_BAD_MIB, NVME_MIB
 
 
 @dataclass(frozen=True)
@@ -32,14 +29,14 @@ class Controller:
 
     def make(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path, mib in ((self.first, FIRST_MIB), (self.second, SECOND_MIB), (self.log, 0)):
+        for path, mib in zip((self.first, self.second, self.log), (*NVME_MIB, 0)):
             with path.open("wb") as file:
                 file.truncate(mib << 20)
 
     def arguments(self) -> list[str]:
         """QEMU's, behind those of the IOMMU."""
         logged = f"driver=blklogwrites,node-name=first,file.driver=file,file.filename={self.first},log.driver=file,log.filename={self.log}"
-        bad = f"inject-error.0.event=none,inject-error.0.errno=5,inject-error.0.sector={BAD_BYTE // 512}"
+        bad = f"inject-error.0.event=none,inject-error.0.errno=5,inject-error.0.sector={NVME_BAD_MIB << 11}"
         faulty = f"driver=blkdebug,node-name=second,image.driver=file,image.filename={self.second},{bad}"
         return [
             *("-blockdev", logged),

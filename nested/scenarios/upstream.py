@@ -162,8 +162,28 @@ def its_errors_are_the_guests(lab: Lab):
         expect("what is in use, as before", granary.usage(), before)
 
 
-# A file that a vanished disk leaves the name to would take what is written.
-LOAD = "while [ -b /dev/xvdb ] && dd if=/dev/zero of=/dev/xvdb bs=64k count=64 oflag=direct conv=notrunc 2> /dev/null; do :; done"
+class Load:
+    """Writes to a guest's xvdb until one fails, or it is told to end."""
+
+    # A file that a vanished disk leaves its name to would take what is written.
+    _WRITE = "[ -b /dev/xvdb ] && dd if=/dev/zero of=/dev/xvdb bs=64k count=64 oflag=direct conv=notrunc 2> /dev/null"
+
+    def __init__(self, guest: Guest):
+        self._guest = guest
+        guest.sh("touch /tmp/load")
+        self._command = guest.start(f"while [ -e /tmp/load ]; do {self._WRITE} || {{ echo failed; break; }}; done")
+
+    def goes_on(self) -> bool:
+        return not self._command.ended()
+
+    def fails(self) -> None:
+        """Waits for a write that fails."""
+        expect("how the load ended", self._command.wait(limit=300), "failed\n")
+
+    def end(self) -> str:
+        """Ends it, if it has not failed yet; "failed" if it has."""
+        self._guest.sh("rm /tmp/load")
+        return self._command.wait(limit=300).strip()
 
 
 def vanishes(lab: Lab, *detach: str) -> None:
@@ -176,12 +196,12 @@ def vanishes(lab: Lab, *detach: str) -> None:
         bereft = Guest.create("bereft", served(granary, "xvdb", "up"))
         other.attach(disks.ram("xvdc", "16M", backend=granary.name))
         work = Work(other, "/dev/xvdc", 4)
-        load = bereft.start(LOAD)
+        load = Load(bereft)
         work.goes_on()
-        expect("it writes", load.ended(), False)
+        expect("it writes", load.goes_on(), True)
         detached: Outcome = xl("block-detach", *detach, granary.name, "xvdb").expect(0)
         lab.figure("xl block-detach", detached.seconds, "s")
-        load.wait()
+        load.fails()
         work.goes_on()
         lab.figure("xl block-detach of the guest's disk", bereft.detach("xvdb"), "s")
         bereft.destroy()

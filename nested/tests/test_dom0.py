@@ -66,6 +66,7 @@ class Scenarios(unittest.TestCase):
         for scenario in known().values():
             self.assertTrue(scenario.says.endswith("."), scenario.name)
             self.assertIn(scenario.group, {"test", "all", "run", "soak", "bench"}, scenario.name)
+            self.assertIn(scenario.machine, {"plain", "passthrough"}, scenario.name)
 
 
 if __name__ == "__main__":

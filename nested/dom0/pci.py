@@ -1,0 +1,61 @@
+"""Devices of the machine that domains can be given, as xl and Linux' sysfs have them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .xen import Mismatch, xl
+
+_DEVICES = Path("/sys/bus/pci/devices")
+
+# A storage controller for non-volatile memory, by the NVM Express interface.
+_NVME_CLASS = "0x010802"
+
+# The command register, two bytes; memory space, bus master.
+_COMMAND_AT = 4
+_MEMORY, _BUS_MASTER = 1 << 1, 1 << 2
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device by its address, as in 0000:00:05.0."""
+
+    address: str
+
+    def assignable(self) -> bool:
+        """Whether it can be given to a domain: it is dom0's no longer, and nobody's yet."""
+        return self.address in xl("pci-assignable-list").expect(0).output.split()
+
+    def give_up(self) -> None:
+        """Lets dom0 have it no longer, so that it can be given to a domain."""
+        xl("pci-assignable-add", self.address).expect(0)
+
+    def take_back(self) -> None:
+        """Makes it dom0's again."""
+        xl("pci-assignable-remove", self.address).expect(0)
+
+    def reset(self) -> None:
+        """A function level reset, whatever who has it may be doing."""
+        (self._folder / "reset").write_text("1")
+
+    def vanish(self) -> None:
+        """It answers no access any more, and does none: what is left of a device that was pulled.
+
+        The next reset or owner makes it well again.
+        """
+        with (self._folder / "config").open("r+b", buffering=0) as config:
+            config.seek(_COMMAND_AT)
+            command = int.from_bytes(config.read(2), "little")
+            config.seek(_COMMAND_AT)
+            config.write((command & ~(_MEMORY | _BUS_MASTER)).to_bytes(2, "little"))
+
+    @property
+    def _folder(self) -> Path:
+        return _DEVICES / self.address
+
+
+def nvme() -> Device:
+    """The machine's NVMe controller."""
+    found = [folder.name for folder in sorted(_DEVICES.iterdir()) if (folder / "class").read_text().strip() == _NVME_CLASS]
+    if not found:
+        raise Mismatch("this machine has no NVMe controller")
+    return Device(found[0])
