@@ -4,6 +4,7 @@ The console would do, but there Xen's messages break into the lines of others.
 """
 
 import json
+import os
 import sys
 import tty
 from pathlib import Path
@@ -32,6 +33,9 @@ class Events:
             raise Mismatch(f"there is no host half to be asked for {what!r}")
         self.send("ask", what=what, **fields)
         line = b""
+        # Not by sleeping: an idle machine's clock leaps from timer to timer, past every hang guard.
+        os.set_blocking(self._port.fileno(), False)
         while not line.endswith(b"\n"):
-            line += self._port.read(1)
+            line += self._port.read(1) or b""
+        os.set_blocking(self._port.fileno(), True)
         return json.loads(line)

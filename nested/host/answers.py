@@ -1,19 +1,26 @@
-"""What a scenario may ask of the host half: to look at the machine's disks from outside."""
+"""What a scenario may ask of the host half: to look at the machine's disks from outside, or to hold them up."""
 
 from collections.abc import Callable
 
 from ..dom0.names import NVME_MIB
 from ..writelog import durability, ext4
 from ..writelog.log import BadLog
-from .nvme import Controller
+from .monitor import Monitor
+from .nvme import FIRST_NODE, Controller
 
 
 class Answers:
     """Answers for one boot."""
 
-    def __init__(self, nvme: Controller | None):
+    def __init__(self, nvme: Controller | None, monitor: Monitor):
         self._nvme = nvme
-        self._known: dict[str, Callable[..., dict]] = {"files": self._files, "promises": self._promises}
+        self._monitor = monitor
+        self._known: dict[str, Callable[..., dict]] = {
+            "files": self._files,
+            "promises": self._promises,
+            "hold flushes": self._hold_flushes,
+            "let flushes go": self._let_flushes_go,
+        }
 
     def to(self, question: dict) -> dict:
         """The answer to an event "ask". What is wrong with what was looked at stands in its `wrong`."""
@@ -44,3 +51,12 @@ class Answers:
             file.truncate(NVME_MIB[0] << 20)
         kept = durability.check(nvme.log, before, at_bytes)
         return {"promises": kept.nr_promises, "entries": kept.nr_entries}
+
+    def _hold_flushes(self, _nvme: Controller) -> dict:
+        """From now on a flush of the first namespace begins and does not end."""
+        self._monitor.qemu_io(FIRST_NODE, "break flush_to_disk held")
+        return {}
+
+    def _let_flushes_go(self, _nvme: Controller) -> dict:
+        self._monitor.qemu_io(FIRST_NODE, "remove_break held")
+        return {}

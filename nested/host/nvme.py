@@ -6,6 +6,10 @@ from pathlib import Path
 from ..dom0.names import NVME_BAD_MIB, NVME_MIB
 
 
+FIRST_NODE = "first"
+"""QEMU's block node of the first namespace, whose flushes can be held up."""
+
+
 @dataclass(frozen=True)
 class Controller:
     """Files in a folder: a boot begins with empty ones."""
@@ -35,13 +39,15 @@ class Controller:
 
     def arguments(self) -> list[str]:
         """QEMU's, behind those of the IOMMU."""
-        logged = f"driver=blklogwrites,node-name=first,file.driver=file,file.filename={self.first},log.driver=file,log.filename={self.log}"
+        # A flush is held up behind the log, which has it when it has ended.
+        held = f"file.driver=blkdebug,file.image.driver=file,file.image.filename={self.first}"
+        logged = f"driver=blklogwrites,node-name={FIRST_NODE},{held},log.driver=file,log.filename={self.log}"
         bad = f"inject-error.0.event=none,inject-error.0.errno=5,inject-error.0.sector={NVME_BAD_MIB << 11}"
         faulty = f"driver=blkdebug,node-name=second,image.driver=file,image.filename={self.second},{bad}"
         return [
             *("-blockdev", logged),
             *("-blockdev", faulty),
             *("-device", "nvme,id=nvme,serial=granary-lab,addr=5"),
-            *("-device", "nvme-ns,bus=nvme,nsid=1,drive=first"),
+            *("-device", f"nvme-ns,bus=nvme,nsid=1,drive={FIRST_NODE}"),
             *("-device", "nvme-ns,bus=nvme,nsid=2,drive=second,logical_block_size=4096,physical_block_size=4096"),
         ]

@@ -14,7 +14,6 @@ class Port:
 
     def __init__(self, path: Path, log: Path, starting: Callable[[], bool]):
         """Waits for QEMU to make the socket, as long as it is `starting`."""
-        self._log = log.open("wb")
         self._rest = b""
         self._socket = socket.socket(socket.AF_UNIX)
         while True:
@@ -23,9 +22,11 @@ class Port:
                 break
             except (FileNotFoundError, ConnectionRefusedError):
                 if not starting():
+                    self._socket.close()
                     raise RuntimeError(f"QEMU ended before it began; see {log.parent}") from None
                 time.sleep(POLL_SECONDS)
         self._socket.setblocking(False)
+        self._log = log.open("wb")
 
     def events(self) -> list[dict]:
         """What arrived since the last call, as far as its lines are whole."""

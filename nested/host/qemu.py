@@ -47,14 +47,30 @@ class Machine:
         return 2048
 
 
+@dataclass(frozen=True)
+class Sockets:
+    """Where a running machine listens to the host half."""
+
+    folder: Path
+
+    @property
+    def events(self) -> Path:
+        """The second serial port. The machine begins once somebody is there."""
+        return self.folder / "events"
+
+    @property
+    def monitor(self) -> Path:
+        return self.folder / "monitor"
+
+
 # Xen takes Intel's IOMMU beside AMD's processor. A page table shared with the processor needs what
 # the emulated IOMMU does not have.
 IOMMU = ["-device", "intel-iommu,intremap=on"]
 XEN_IOMMU_ARGS = " iommu=1,verbose,no-sharept"
 
 
-def command(machine: Machine, boot: Boot, archive: Path, console: str, port: Path) -> list[str]:
-    """QEMU's command line. `console` is a -serial argument; the second port is a socket that it waits at."""
+def command(machine: Machine, boot: Boot, archive: Path, console: str, sockets: Sockets) -> list[str]:
+    """QEMU's command line. `console` is a -serial argument."""
     xen_args = XEN_ARGS.format(dom0_mib=machine.dom0_mib) + (XEN_IOMMU_ARGS if machine.nvme else "")
     # QEMU splits -initrd at commas, and reads a doubled one as itself.
     dom0 = f"{boot.kernel} {DOM0_ARGS}".replace(",", ",,")
@@ -68,7 +84,8 @@ def command(machine: Machine, boot: Boot, archive: Path, console: str, port: Pat
         *("-append", xen_args),
         *("-initrd", f"{dom0},{archive}"),
         *("-serial", console),
-        *("-chardev", f"socket,id=events,path={port},server=on,wait=on"),
+        *("-qmp", f"unix:{sockets.monitor},server=on,wait=off"),
+        *("-chardev", f"socket,id=events,path={sockets.events},server=on,wait=on"),
         *("-serial", "chardev:events"),
         # The IOMMU comes before what is behind it.
         *([*IOMMU, *machine.nvme.arguments()] if machine.nvme else []),

@@ -118,6 +118,28 @@ def an_fsync_reaches_the_device(lab: Lab):
 
 
 @scenario(limit=300, group="all", machine="passthrough")
+def an_fsync_waits_for_the_device(lab: Lab):
+    """While the device holds a flush up the guest's fsync is not answered, and other disks go on; then it is."""
+    guest = lab.guest()
+    controller()
+    granary = NvmeGranary.create()
+    guest.attach(served(granary, "xvdb", FIRST))
+    guest.attach(disks.ram("xvdc", "16M", backend=granary.name))
+    work = Work(guest, "/dev/xvdc", 4)
+    lab.ask("hold flushes")
+    synced = guest.start("dd if=/dev/urandom of=/dev/xvdb bs=64k count=4 conv=fsync 2> /dev/null")
+    for _ in range(3):
+        work.goes_on()
+    expect("it is answered while the device holds it up", synced.ended(), False)
+    lab.ask("let flushes go")
+    synced.wait()
+    work.end()
+    for vdev in ("xvdb", "xvdc"):
+        guest.detach(vdev)
+    granary.shutdown()
+
+
+@scenario(limit=300, group="all", machine="passthrough")
 def its_errors_are_the_guests(lab: Lab):
     """Where the device fails a request it is that guest's error; the disk and the others go on."""
     guest = lab.guest()

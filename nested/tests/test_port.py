@@ -10,11 +10,13 @@ import threading
 import tty
 import unittest
 from pathlib import Path
+from unittest import mock
 
 from ..dom0.events import Events
 from ..dom0.lab import Lab
 from ..dom0.xen import Mismatch
 from ..host.answers import Answers
+from ..host.monitor import Monitor
 from ..host.nvme import Controller
 from ..host.port import Port
 
@@ -49,6 +51,39 @@ class Ports(unittest.TestCase):
     def test_a_machine_that_never_begins(self):
         with self.assertRaisesRegex(RuntimeError, "^QEMU ended before it began; see "):
             Port(self.folder / "socket", self.folder / "log", lambda: False)
+
+
+class Monitors(unittest.TestCase):
+    def test_a_command_and_its_errors(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "monitor"
+            listening = socket.socket(socket.AF_UNIX)
+            listening.bind(str(path))
+            listening.listen()
+            answers = ['{"return": {}}', '{"event": "STOP"}\n{"return": ""}', '{"return": "no such node"}', '{"error": {"desc": "bad"}}']
+            asked: list[dict] = []
+
+            def qemu() -> None:
+                with listening.accept()[0] as connection, connection.makefile("rw") as lines:
+                    lines.write('{"QMP": {}}\n')
+                    lines.flush()
+                    for answer in answers:
+                        asked.append(json.loads(lines.readline()))
+                        lines.write(f"{answer}\n")
+                        lines.flush()
+
+            thread = threading.Thread(target=qemu)
+            thread.start()
+            monitor = Monitor(path)
+            monitor.qemu_io("first", "break flush_to_disk held")
+            with self.assertRaisesRegex(RuntimeError, "^qemu-io first x: no such node$"):
+                monitor.qemu_io("first", "x")
+            with self.assertRaisesRegex(RuntimeError, "^human-monitor-command: bad$"):
+                monitor.qemu_io("first", "x")
+            monitor.close()
+            thread.join()
+            listening.close()
+            self.assertEqual(asked[1], {"execute": "human-monitor-command", "arguments": {"command-line": 'qemu-io first "break flush_to_disk held"'}})
 
 
 class Asking(unittest.TestCase):
@@ -100,7 +135,8 @@ class AnswersOfTheHost(unittest.TestCase):
         self.addCleanup(folder.cleanup)
         self.nvme = Controller(Path(folder.name) / "nvme")
         self.nvme.make()
-        self.answers = Answers(self.nvme)
+        self.monitor = mock.Mock()
+        self.answers = Answers(self.nvme, self.monitor)
 
     def ask(self, what: str, **fields: object) -> dict:
         return self.answers.to({"event": "ask", "what": what, **fields})
@@ -119,9 +155,15 @@ class AnswersOfTheHost(unittest.TestCase):
     def test_promises_of_a_log_that_is_empty(self):
         self.assertEqual(self.ask("promises", at_bytes=0), {"wrong": "it ends in its superblock: 0 of 28 bytes at 0"})
 
+    def test_flushes_are_held_up(self):
+        self.assertEqual(self.ask("hold flushes"), {})
+        self.assertEqual(self.ask("let flushes go"), {})
+        held, let_go = mock.call.qemu_io("first", "break flush_to_disk held"), mock.call.qemu_io("first", "remove_break held")
+        self.assertEqual(self.monitor.mock_calls, [held, let_go])
+
     def test_what_nobody_knows(self):
         self.assertEqual(self.ask("tea"), {"wrong": "this machine cannot be asked for 'tea'"})
-        self.assertEqual(Answers(None).to({"event": "ask", "what": "files"}), {"wrong": "this machine cannot be asked for 'files'"})
+        self.assertEqual(Answers(None, self.monitor).to({"event": "ask", "what": "files"}), {"wrong": "this machine cannot be asked for 'files'"})
 
 
 if __name__ == "__main__":
