@@ -147,12 +147,12 @@ class NvmeGranary(Granary):
     @classmethod
     def create(cls, name: str = "granary-nvme", **settings: object) -> Self:
         """Boots one that has this machine's controller, at the image's own entry: without firmware, and without a command line."""
-        return cls._boot(name, _hvm_config("firmware_override"), settings)
+        return cls._boot(name, hvm_config("firmware_override"), settings)
 
     @classmethod
     def create_by_hvmloader(cls, name: str = "granary-nvme", **settings: object) -> Self:
         """The same by the way that has a command line: firmware, and a boot loader of QEMU's."""
-        return cls._boot(name, _hvm_config("kernel"), settings)
+        return cls._boot(name, hvm_config("kernel"), settings)
 
     @classmethod
     def _boot(cls, name: str, config: Path, settings: dict[str, object]) -> Self:
@@ -161,7 +161,7 @@ class NvmeGranary(Granary):
         return granary
 
 
-def _hvm_config(key: str) -> Path:
+def hvm_config(key: str) -> Path:
     """images/granary-nvme.cfg with the image as this key's value, and this machine's controller."""
     lines = names.GRANARY_NVME_CONFIG.read_text().splitlines()
     # xl replaces settings, but it cannot take one out.

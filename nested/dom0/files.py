@@ -22,7 +22,7 @@ def check(image: Path, sums: dict[str, str]) -> None:
     expect("the checksums of the files", {name: ext4.md5(image, name) for name in sums}, sums)
 
 
-def promised(guest: Guest, vdev: str, file_system_mib: int, count: int) -> None:
+def promised(guest: Guest, vdev: str, series: str, file_system_mib: int, count: int) -> None:
     """Makes a file system on the first MiBs of a disk, and files that are synced one by one.
 
     Behind it the guest writes after each fsync what it was promised (nested/writelog/promises.py).
@@ -32,7 +32,7 @@ def promised(guest: Guest, vdev: str, file_system_mib: int, count: int) -> None:
     script = _PROMISING.format(
         count=count,
         vdev=vdev,
-        promise=promise("$n", "$sum").rstrip("\n"),
+        promise=promise(series, "$n", "$sum").rstrip("\n"),
         bytes=PROMISE_BYTES,
         first=(file_system_mib << 20) // PROMISE_BYTES,
         page=page,

@@ -1,11 +1,14 @@
 """Devices of the machine that domains can be given, as xl and Linux' sysfs have them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .xen import Mismatch, xl
+from .xen import Mismatch, eventually, run, xl
 
 _DEVICES = Path("/sys/bus/pci/devices")
+_MODULES = Path("/modules")
 
 # A storage controller for non-volatile memory, by the NVM Express interface.
 _NVME_CLASS = "0x010802"
@@ -51,6 +54,21 @@ class Device:
     @property
     def _folder(self) -> Path:
         return _DEVICES / self.address
+
+
+@contextmanager
+def dom0s_own_driver(namespace: str) -> Iterator[Path]:
+    """Lets Linux in dom0 drive the controller, which must be dom0's; the block device of a namespace, as in nvme0n1."""
+    modules = (_MODULES / "at-need").read_text().split()
+    for module in modules:
+        run("insmod", str(_MODULES / f"{module}.ko")).expect(0)
+    try:
+        device = Path("/dev") / namespace
+        eventually(f"there is {device}", device.exists)
+        yield device
+    finally:
+        for module in reversed(modules):
+            run("rmmod", module)
 
 
 def nvme() -> Device:

@@ -44,12 +44,12 @@ class Answers:
         return {}
 
     @staticmethod
-    def _promises(nvme: Controller, at_bytes: int) -> dict:
+    def _promises(nvme: Controller, series: str, at_bytes: int) -> dict:
         """Whether what the guest was promised was in the first namespace."""
         before = nvme.folder / "before.img"
         with before.open("wb") as file:
             file.truncate(NVME_MIB[0] << 20)
-        kept = durability.check(nvme.log, before, at_bytes)
+        kept = durability.check(nvme.log, before, series, at_bytes)
         return {"promises": kept.nr_promises, "entries": kept.nr_entries}
 
     def _hold_flushes(self, _nvme: Controller) -> dict:

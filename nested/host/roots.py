@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -84,15 +84,14 @@ DOM0_MODULES = [
     "xen-pciback",
     "loop",
     "brd",
-    "dm-flakey",
     "dm-log-writes",
-    "ext4",
-    "crc32c_generic",
 ]
+# In dom0 for who asks for it: it would take the controller that is to be passed through.
+DOM0_MODULES_AT_NEED = ["nvme"]
 # What serves disks of the type qdisk, and is the device model of HVM domains.
 QEMU = "usr/libexec/xen-qemu-system-i386"
 # What an HVM domain starts with, where QEMU and libxl look for it.
-FIRMWARE = ["usr/share/seabios/bios-256k.bin", "usr/share/qemu/pvh.bin"]
+FIRMWARE = ["usr/share/seabios/bios-256k.bin", "usr/share/qemu/pvh.bin", "usr/share/qemu/linuxboot_dma.bin"]
 GUEST_PROGRAMS = ["mke2fs", "e2fsck", "blkdiscard", "fstrim"]
 # ext4 asks for crc32c by name at run time, which no dependency tells.
 GUEST_MODULES = ["xen-blkfront", "crc32c_generic", "ext4", "loop"]
@@ -305,7 +304,7 @@ class _Root:
         archive.tree(python, str(python.relative_to(self._tree)), _python_unused(python))
         for extension in python.glob("lib-dynload/*.so"):
             self._libraries(archive, [extension])
-        self._add_modules(archive, DOM0_MODULES)
+        self._add_modules(archive, DOM0_MODULES, DOM0_MODULES_AT_NEED)
         archive.file("lab/guest/vmlinux", boot.kernel.read_bytes())
         archive.file("lab/guest/initramfs", boot.guest.read_bytes())
         archive.file("lab/guest/driver/initramfs", boot.driver.read_bytes())
@@ -400,8 +399,8 @@ class _Root:
         self._added.update(path.name for path in own)
         self._libraries(archive, plugins)
 
-    def _add_modules(self, archive: cpio.Archive, names: list[str]) -> None:
-        """Adds modules with what they depend on, and /modules/order for an init that only has insmod."""
+    def _add_modules(self, archive: cpio.Archive, names: list[str], at_need: Sequence[str] = ()) -> None:
+        """Adds modules with what they depend on, and for an init that only has insmod /modules/order; /modules/at-need has the others."""
         order: list[str] = []
 
         def add(name: str) -> None:
@@ -417,9 +416,11 @@ class _Root:
             order.append(module)
             archive.file(f"modules/{module}.ko", data)
 
-        for name in names:
-            add(name)
-        archive.file("modules/order", "".join(f"{name}\n" for name in order).encode())
+        for file, wanted in (("order", names), ("at-need", at_need)):
+            begin = len(order)
+            for name in wanted:
+                add(name)
+            archive.file(f"modules/{file}", "".join(f"{name}\n" for name in order[begin:]).encode())
 
     def _python_library(self) -> Path:
         return next(path for path in sorted((self._tree / "usr/lib").glob("python3.*")) if path.is_dir())

@@ -28,11 +28,11 @@ def promises_on_blkback(lab: Lab, cache: str) -> durability.Kept:
     with mapper.logged("lab", 64, log) as device:
         guest.attach(disks.blkback(vdev, str(device)))
         guest.sh(f"echo {cache} > /sys/block/{vdev}/queue/write_cache")
-        files.promised(guest, vdev, file_system_mib=48, count=4)
+        files.promised(guest, vdev, "lab", file_system_mib=48, count=4)
         guest.detach(vdev)
     before = images.empty("before.img", 64)
     try:
-        return durability.check(log, before, 48 * MIB)
+        return durability.check(log, before, "lab", 48 * MIB)
     finally:
         images.remove(before, log)
 

@@ -11,6 +11,10 @@ MIB = 1 << 20
 FIRST, SECOND = "nvme0n1", "nvme0n2"
 
 
+# Promises are behind the file system.
+FILE_SYSTEM_MIB, NR_PROMISES = 96, 8
+
+
 def controller() -> pci.Device:
     """The machine's NVMe controller, to be given to a domain."""
     nvme = pci.nvme()
@@ -21,6 +25,27 @@ def controller() -> pci.Device:
 
 def served(granary: Granary, vdev: str, target: str) -> disks.Disk:
     return disks.granary(vdev, target, backend=granary.name)
+
+
+def keeps_promises(lab: Lab, guest: Guest, vdev: str, series: str) -> None:
+    """What the guest was promised on its disk, which is the first namespace, was durable in time."""
+    files.promised(guest, vdev, series, FILE_SYSTEM_MIB, NR_PROMISES)
+    kept = lab.ask("promises", series=series, at_bytes=FILE_SYSTEM_MIB * MIB)
+    expect("promises", kept["promises"], NR_PROMISES)
+    lab.figure("entries of the log", kept["entries"], "")
+
+
+def waits_for_a_flush(lab: Lab, guest: Guest, vdev: str, beside: Work) -> None:
+    """While the first namespace holds flushes up, an fsync of the guest is not answered, and work on another disk goes on."""
+    lab.ask("hold flushes")
+    try:
+        synced = guest.start(f"[ -b /dev/{vdev} ] && dd if=/dev/urandom of=/dev/{vdev} bs=64k count=4 conv=fsync 2> /dev/null")
+        for _ in range(3):
+            beside.goes_on()
+        expect("it is answered while the device holds it up", synced.ended(), False)
+    finally:
+        lab.ask("let flushes go")
+    synced.wait()
 
 
 @scenario(limit=120, group="all", machine="passthrough")
@@ -37,6 +62,23 @@ def a_controller_and_an_iommu(lab: Lab):
         expect("it is assignable", nvme.assignable(), True)
         nvme.take_back()
         expect("it is assignable", nvme.assignable(), False)
+
+
+@scenario(limit=600, group="all", machine="passthrough")
+def durability_on_blkback(lab: Lab):
+    """The machine itself: with dom0's own driver and blkback on the controller promises are kept, and flushes waited for."""
+    guest, nvme = lab.guest(), pci.nvme()
+    if nvme.assignable():
+        nvme.take_back()
+    with pci.dom0s_own_driver(FIRST) as device:
+        guest.attach(disks.blkback("xvdb", str(device)))
+        guest.attach(disks.ram("xvdc", "16M"))
+        keeps_promises(lab, guest, "xvdb", "blkback")
+        work = Work(guest, "/dev/xvdc", 4)
+        waits_for_a_flush(lab, guest, "xvdb", work)
+        work.end()
+        for vdev in ("xvdb", "xvdc"):
+            guest.detach(vdev)
 
 
 @scenario(limit=600, group="all", machine="passthrough")
@@ -98,10 +140,6 @@ def started_by_hvmloader(lab: Lab):
     granary.shutdown()
 
 
-# Promises are behind the file system.
-FILE_SYSTEM_MIB, NR_PROMISES = 96, 8
-
-
 @scenario(limit=600, group="all", machine="passthrough")
 def an_fsync_reaches_the_device(lab: Lab):
     """When a guest's fsync is answered, the device has had its writes, and a flush after them."""
@@ -109,11 +147,8 @@ def an_fsync_reaches_the_device(lab: Lab):
     controller()
     granary = NvmeGranary.create()
     guest.attach(served(granary, "xvdb", FIRST))
-    files.promised(guest, "xvdb", FILE_SYSTEM_MIB, NR_PROMISES)
+    keeps_promises(lab, guest, "xvdb", "granary")
     guest.detach("xvdb")
-    kept = lab.ask("promises", at_bytes=FILE_SYSTEM_MIB * MIB)
-    expect("promises", kept["promises"], NR_PROMISES)
-    lab.figure("entries of the log", kept["entries"], "")
     granary.shutdown()
 
 
@@ -126,13 +161,7 @@ def an_fsync_waits_for_the_device(lab: Lab):
     guest.attach(served(granary, "xvdb", FIRST))
     guest.attach(disks.ram("xvdc", "16M", backend=granary.name))
     work = Work(guest, "/dev/xvdc", 4)
-    lab.ask("hold flushes")
-    synced = guest.start("dd if=/dev/urandom of=/dev/xvdb bs=64k count=4 conv=fsync 2> /dev/null")
-    for _ in range(3):
-        work.goes_on()
-    expect("it is answered while the device holds it up", synced.ended(), False)
-    lab.ask("let flushes go")
-    synced.wait()
+    waits_for_a_flush(lab, guest, "xvdb", work)
     work.end()
     for vdev in ("xvdb", "xvdc"):
         guest.detach(vdev)

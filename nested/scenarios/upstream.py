@@ -120,10 +120,10 @@ def an_fsync_reaches_it(lab: Lab):
     with mapper.logged("logged", DURABLE_MIB, log) as device:
         with granary_on(disks.blkback("xvdb", str(device))) as granary:
             guest.attach(served(granary, "xvdb", "up"))
-            files.promised(guest, "xvdb", FILE_SYSTEM_MIB, NR_PROMISES)
+            files.promised(guest, "xvdb", "upstream", FILE_SYSTEM_MIB, NR_PROMISES)
             guest.detach("xvdb")
     before = images.empty("before.img", DURABLE_MIB)
-    kept = durability.check(log, before, FILE_SYSTEM_MIB * MIB)
+    kept = durability.check(log, before, "upstream", FILE_SYSTEM_MIB * MIB)
     expect("promises", kept.nr_promises, NR_PROMISES)
     lab.figure("entries of the log", kept.nr_entries, "")
     images.remove(before, log)

@@ -6,9 +6,9 @@ import unittest
 from pathlib import Path
 from unittest import mock
 
-from ..dom0 import disks, names
+from ..dom0 import disks, mapper, names, pci
 from ..dom0.console import Console
-from ..dom0.domain import Command, devid
+from ..dom0.domain import Command, devid, hvm_config
 from ..dom0.scenario import known
 from ..dom0.xen import Mismatch, Stuck
 
@@ -59,6 +59,42 @@ class Disks(unittest.TestCase):
 
     def test_devid(self):
         self.assertEqual([devid("xvda"), devid("xvdb"), devid("xvdp"), devid("xvdq")], [51712, 51728, 51952, 268439552])
+
+
+class Configurations(unittest.TestCase):
+    IMAGES = Path(__file__).resolve().parents[2] / "images"
+
+    def test_each_is_what_xl_reads(self):
+        """xl's files of settings are Python's assignments, as long as they are simple ones."""
+        for config in sorted(self.IMAGES.glob("*.cfg")):
+            settings: dict[str, object] = {}
+            exec(config.read_text(), settings)
+            self.assertIn(settings["type"], ("pvh", "hvm"), config)
+
+    def test_a_controller_by_either_way(self):
+        with (
+            mock.patch.object(names, "GRANARY_NVME_CONFIG", self.IMAGES / "granary-nvme.cfg"),
+            mock.patch.object(pci, "nvme", lambda: pci.Device("0000:00:05.0")),
+        ):
+            for key, other in (("kernel", "firmware_override"), ("firmware_override", "kernel")):
+                settings: dict[str, object] = {}
+                exec(hvm_config(key).read_text(), settings)
+                self.assertEqual((settings[key], settings["pci"]), ("/lab/granary-hvm", ["0000:00:05.0"]))
+                self.assertNotIn(other, settings)
+                self.assertEqual(settings["hvm_pirq"], 1)
+
+
+class FaultyDisks(unittest.TestCase):
+    def test_its_table(self):
+        tables = []
+        with mock.patch.object(mapper, "_dmsetup", lambda verb, *words: tables.append(Path(words[1]).read_text()) if verb == "reload" else None):
+            disk = mapper.Faulty("test-faulty", 8, Path("/dev/loop7"), Path("/dev/mapper/test-faulty"))
+            disk.fail(at_mib=2, mib=1)
+            disk.fail(at_mib=0, mib=8)
+            disk.heal()
+        good = "0 16384 linear /dev/loop7 0\n"
+        part = "0 4096 linear /dev/loop7 0\n4096 2048 error\n6144 10240 linear /dev/loop7 6144\n"
+        self.assertEqual(tables, [part, "0 16384 error\n", good])
 
 
 class Scenarios(unittest.TestCase):

@@ -38,7 +38,7 @@ class Log:
         return self.add(flags=1)
 
     def promise(self, at_bytes: int, name: str, md5: str) -> "Log":
-        return self.add(at_bytes, promise(name, md5).encode().ljust(PROMISE_BYTES, b"\0"))
+        return self.add(at_bytes, promise("s", name, md5).encode().ljust(PROMISE_BYTES, b"\0"))
 
     def bytes(self, magic: int = 0x6A736677736872, version: int = 1) -> bytes:
         superblock = struct.pack("<QQQI", magic, version, self.nr_entries, self.sector_size)
@@ -114,7 +114,7 @@ class Promises(unittest.TestCase):
     ONE, TWO = hashlib.md5(b"one").hexdigest(), hashlib.md5(b"two").hexdigest()
 
     def found(self, log: Log) -> list[Promise]:
-        return list(promises(log.parsed(), at_bytes=8192))
+        return list(promises(log.parsed(), "s", at_bytes=8192))
 
     def test_after_a_flush(self):
         log = Log().add(0, b"a" * 512).flush().promise(8192, "f", self.ONE)
@@ -133,15 +133,19 @@ class Promises(unittest.TestCase):
         self.assertEqual(self.found(log), [Promise("f", self.ONE, number=2, durable=1)])
 
     def test_a_page_of_them_says_each_once(self):
-        one, two = (promise(name, md5).encode().ljust(512, b"\0") for name, md5 in (("f", self.ONE), ("g", self.TWO)))
+        one, two = (promise("s", name, md5).encode().ljust(512, b"\0") for name, md5 in (("f", self.ONE), ("g", self.TWO)))
         log = Log().flush().add(8192, one + bytes(3584)).flush().add(8192, one + two + bytes(3072))
         self.assertEqual(self.found(log), [Promise("f", self.ONE, 1, 1), Promise("g", self.TWO, 3, 3)])
+
+    def test_another_series_is_not_asked_for(self):
+        log = Log().flush().add(8192, promise("other", "f", self.ONE).encode().ljust(512, b"\0")).promise(8704, "f", self.TWO)
+        self.assertEqual(self.found(log), [Promise("f", self.TWO, 2, 1)])
 
     def test_elsewhere_it_is_data(self):
         self.assertEqual(self.found(Log().flush().promise(4096, "f", self.ONE)), [])
 
     def test_a_write_that_begins_before_their_place(self):
-        log = Log().flush().add(7680, bytes(512) + promise("f", self.ONE).encode().ljust(512, b"\0"))
+        log = Log().flush().add(7680, bytes(512) + promise("s", "f", self.ONE).encode().ljust(512, b"\0"))
         self.assertEqual(self.found(log), [Promise("f", self.ONE, 1, 1)])
 
 
@@ -217,7 +221,7 @@ class FileSystem(unittest.TestCase):
     def check(self, log: Log) -> Kept:
         path = self.folder / "log"
         path.write_bytes(log.bytes())
-        return durability.check(path, self.before, self.AT)
+        return durability.check(path, self.before, "s", self.AT)
 
     def good(self) -> Log:
         log = self.writes(Log(), 1).flush().promise(self.AT, "one", self.md5["one"])

@@ -22,10 +22,11 @@ class Kept:
     nr_entries: int
 
 
-def check(log_file: Path, before: Path, promises_at_bytes: int) -> Kept:
+def check(log_file: Path, before: Path, series: str, at_bytes: int) -> Kept:
     """Replays the log up to the flush before each promise; there the file system and all files promised so far must be right.
 
-    `before` is what the device held when the log began. Raises NotDurable.
+    Looks at the promises of one series. `before` is what the device held when the log began. Raises
+    NotDurable.
     """
     promised: dict[str, str] = {}
     nr_promises = 0
@@ -35,7 +36,7 @@ def check(log_file: Path, before: Path, promises_at_bytes: int) -> Kept:
         _copy(before, image)
         with image.open("r+b") as replayed:
             replay = Replay(WriteLog(file), replayed)
-            for each in promises(log, promises_at_bytes):
+            for each in promises(log, series, at_bytes):
                 nr_promises += 1
                 promised[each.name] = each.md5
                 replay.up_to(each.durable)

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 from .log import Entry, Flag, WriteLog
 
-_PROMISE = re.compile(rb"promised (\S+) ([0-9a-f]{32})\n")
+_PROMISE = re.compile(rb"promised (\S+)/(\S+) ([0-9a-f]{32})\n")
 
 PROMISE_BYTES = 512
 """Where a guest writes them is a multiple of it."""
 
 
-def promise(name: str, md5: str) -> str:
-    """What the guest writes, to be filled up with zeroes."""
-    return f"promised {name} {md5}\n"
+def promise(series: str, name: str, md5: str) -> str:
+    """What the guest writes, to be filled up with zeroes. A series is of one file system."""
+    return f"promised {series}/{name} {md5}\n"
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Promise:
     """How many entries are durable by then: the last of them is a flush. 0 if there was none."""
 
 
-def promises(log: WriteLog, at_bytes: int) -> Iterator[Promise]:
-    """The promises in a log, each once, in order. They stand at `at_bytes` and behind it."""
+def promises(log: WriteLog, series: str, at_bytes: int) -> Iterator[Promise]:
+    """The promises of a series in a log, each once, in order. They stand at `at_bytes` and behind it."""
     durable = 0
     seen: set[bytes] = set()
     for number, entry in enumerate(log):
@@ -45,9 +45,9 @@ def promises(log: WriteLog, at_bytes: int) -> Iterator[Promise]:
             durable = number + (0 if entry.writes else 1)
         for found in _found(log, entry, at_bytes):
             # Linux writes a whole page for a sector, and so the sectors beside it again.
-            if found.group() not in seen:
-                seen.add(found.group())
-                yield Promise(found.group(1).decode(), found.group(2).decode(), number, durable)
+            if found[1] == series.encode() and found[0] not in seen:
+                seen.add(found[0])
+                yield Promise(found[2].decode(), found[3].decode(), number, durable)
 
 
 def _found(log: WriteLog, entry: Entry, at_bytes: int) -> Iterator[re.Match[bytes]]:
