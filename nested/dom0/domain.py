@@ -145,18 +145,19 @@ class NvmeGranary(Granary):
     """A driver domain that has an NVMe controller: an HVM domain."""
 
     @classmethod
-    def create(cls, name: str = "granary-nvme", **settings: object) -> Self:
-        """Boots one that has this machine's controller, at the image's own entry: without firmware, and without a command line."""
-        return cls._boot(name, hvm_config("firmware_override"), settings)
+    def create(cls, name: str = "granary-nvme", words: str = "", **settings: object) -> Self:
+        """Boots one that has this machine's controller, at the image's own entry: without firmware. `words` are what dom0 writes for it."""
+        granary = cls._create(name, str(hvm_config("firmware_override")), "-p", tsc_mode="native", **settings)
+        if words:
+            xenstore.write(f"{granary.home}/{names.CONFIG_NODE}", words)
+        xl("unpause", name).expect(0)
+        granary.wait_ready()
+        return granary
 
     @classmethod
     def create_by_hvmloader(cls, name: str = "granary-nvme", **settings: object) -> Self:
         """The same by the way that has a command line: firmware, and a boot loader of QEMU's."""
-        return cls._boot(name, hvm_config("kernel"), settings)
-
-    @classmethod
-    def _boot(cls, name: str, config: Path, settings: dict[str, object]) -> Self:
-        granary = cls._create(name, str(config), tsc_mode="native", **settings)
+        granary = cls._create(name, str(hvm_config("kernel")), tsc_mode="native", **settings)
         granary.wait_ready()
         return granary
 

@@ -77,6 +77,9 @@ GRANARY_READY_AFTER = r"^granary: .*ready after (\d+) us"
 COPIED_BY = r"^granary: data is copied by (\w+)"
 """Says which routine copies."""
 
+CONFIG_NODE = "data/config"
+"""Below the home of a Granary that has no command line: its words."""
+
 USAGE_NODE = "data/usage"
 """Below a Granary's xenstore home: "free_pages=<n> handles=<n> disks=<n> heap_peak_bytes=<n>", and more."""
 

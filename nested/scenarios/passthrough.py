@@ -126,6 +126,18 @@ def two_namespaces(lab: Lab):
 
 
 @scenario(limit=300, group="all", machine="passthrough")
+def told_by_dom0(lab: Lab):
+    """Without a command line Granary does what dom0 wrote for it before it began."""
+    guest = lab.guest()
+    controller()
+    granary = NvmeGranary.create(words="disk=here,ram,size=8M")
+    guest.attach(served(granary, "xvdb", "here"))
+    guest.verify("/dev/xvdb", 8)
+    guest.detach("xvdb")
+    granary.shutdown()
+
+
+@scenario(limit=300, group="all", machine="passthrough")
 def started_by_hvmloader(lab: Lab):
     """The image boots as `kernel=` too, and reads its command line."""
     guest = lab.guest()
