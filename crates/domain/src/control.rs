@@ -199,7 +199,7 @@ impl<P: Platform> Domain<P> {
                 disk.grow(&mut self.pool, nr_sectors, cap_pages)?;
             }
             Disk::Null(disk) => disk.resize(nr_sectors)?,
-            Disk::Image(_) => {
+            Disk::Image(_) | Disk::Device(_) | Disk::Overlay(_) => {
                 return Err(Refusal::Unable { name: name.to_string(), verb: "be resized" });
             }
         }
@@ -216,11 +216,9 @@ impl<P: Platform> Domain<P> {
         }
         for entry in self.disks.iter() {
             let geometry = BlockStore::<P::Memory>::geometry(&entry.disk);
-            let (nr_pages, cap_pages) = match &entry.disk {
-                Disk::Pages(disk) => (disk.usage().nr_pages, disk.usage().cap_pages.to_string()),
-                // They are not made of pages.
-                Disk::Image(_) | Disk::Null(_) => (0, "-".into()),
-            };
+            let usage = entry.disk.usage();
+            let (nr_pages, cap_pages) = usage
+                .map_or((0, "-".into()), |usage| (usage.nr_pages, usage.cap_pages.to_string()));
             let _ = writeln!(
                 list,
                 "disk name={} type={} sectors={} block={} pages={} cap_pages={} base={} access={} \
@@ -259,6 +257,8 @@ fn kind(entry: &Entry) -> &'static str {
         (Disk::Pages(_), None) => "ram",
         (Disk::Pages(_), Some(_)) => "overlay",
         (Disk::Image(_), _) => "image",
+        (Disk::Device(_), _) => "device",
+        (Disk::Overlay(_), _) => "overlay",
         (Disk::Null(_), _) => "null",
     }
 }

@@ -426,6 +426,14 @@ pub enum StoreError {
     /// The disk is another's, and that answered so.
     #[error("{0}")]
     Device(Failure),
+    /// More than the device that the disk is on moves at once.
+    #[error("{nr} sectors are more than the {max} that the device moves at once")]
+    TooLong {
+        /// Sectors that were asked for.
+        nr: u64,
+        /// The longest buffer of the device.
+        max: u64,
+    },
     /// A token that names nothing, or not what was asked for.
     #[error("the request is not under way")]
     Stale,

@@ -48,6 +48,32 @@ pub enum Request<B> {
     },
 }
 
+impl<B> Request<B> {
+    /// The same request with another buffer, if it has one.
+    pub(crate) fn try_map<C, E>(
+        self,
+        map: impl FnOnce(B) -> Result<C, E>,
+    ) -> Result<Request<C>, E> {
+        Ok(match self {
+            Self::Read { sector, buffer } => Request::Read { sector, buffer: map(buffer)? },
+            Self::Write { sector, buffer } => Request::Write { sector, buffer: map(buffer)? },
+            Self::Flush => Request::Flush,
+            Self::Discard { sector, nr_sectors } => Request::Discard { sector, nr_sectors },
+            Self::SecureDiscard { sector, nr_sectors } => {
+                Request::SecureDiscard { sector, nr_sectors }
+            }
+        })
+    }
+
+    /// Its buffer, if it has one.
+    pub fn into_buffer(self) -> Option<B> {
+        match self {
+            Self::Read { buffer, .. } | Self::Write { buffer, .. } => Some(buffer),
+            Self::Flush | Self::Discard { .. } | Self::SecureDiscard { .. } => None,
+        }
+    }
+}
+
 /// A request that was not taken.
 #[derive(PartialEq, Eq, Debug, Error)]
 #[error("{reason}")]
@@ -120,7 +146,9 @@ pub trait Device {
     /// Whether flushes are taken.
     fn flushing(&self) -> Flushing;
 
-    /// The longest buffer that there can be, in sectors of 512 bytes: at least a page's.
+    /// The longest buffer that there can be, in sectors of 512 bytes: at least a page's. A request
+    /// of it that is too long for the device to carry out at once goes in parts, but is one to whoever
+    /// asks.
     fn max_sectors(&self) -> u64;
 
     /// Reserves a buffer of at least one sector. `None` where too few pages are free: ask again when

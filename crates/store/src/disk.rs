@@ -4,11 +4,12 @@ use crate::block_store::{
     BlockStore, Discard, ExtentSink, Flushing, OpenRead, OpenWrite, Progress, Steps, StoreError,
     Token,
 };
+use crate::device_disk::{DeviceDisk, Overlay};
 use crate::geometry::{Geometry, SectorRange};
 use crate::image::ImageDisk;
 use crate::memory::FrameMemory;
 use crate::null::NullDisk;
-use crate::page_disk::PageDisk;
+use crate::page_disk::{PageDisk, Usage};
 use crate::pool::PagePool;
 
 /// Any disk there can be. A new type of disk is a file of its own and an arm here.
@@ -18,6 +19,10 @@ pub enum Disk {
     Pages(PageDisk),
     /// An image, read-only.
     Image(ImageDisk),
+    /// On a device.
+    Device(DeviceDisk),
+    /// Pages over a disk on a device.
+    Overlay(Overlay),
     /// Keeps nothing.
     Null(NullDisk),
 }
@@ -28,17 +33,30 @@ macro_rules! each {
         match $of {
             Disk::Pages($disk) => $ask,
             Disk::Image($disk) => $ask,
+            Disk::Device($disk) => $ask,
+            Disk::Overlay($disk) => $ask,
             Disk::Null($disk) => $ask,
         }
     };
 }
 
 impl Disk {
+    /// What it takes of the pool now; `None` of a disk that is not made of pages.
+    #[must_use]
+    pub const fn usage(&self) -> Option<Usage> {
+        match self {
+            Self::Pages(disk) => Some(disk.usage()),
+            Self::Overlay(disk) => Some(disk.pages().usage()),
+            Self::Image(_) | Self::Device(_) | Self::Null(_) => None,
+        }
+    }
+
     /// Gives what the disk holds back to the pool, a step a page; done before it is dropped.
     pub fn clear<M: FrameMemory>(&mut self, pool: &mut PagePool<M>, steps: &mut Steps) -> Progress {
         match self {
             Self::Pages(disk) => disk.clear(pool, steps),
-            Self::Image(_) | Self::Null(_) => Progress::Done,
+            Self::Overlay(disk) => disk.clear(pool, steps),
+            Self::Image(_) | Self::Device(_) | Self::Null(_) => Progress::Done,
         }
     }
 }

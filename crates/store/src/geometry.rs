@@ -25,27 +25,37 @@ pub enum Access {
 pub enum BlockSize {
     /// 512 bytes.
     B512,
+    /// 1024 bytes.
+    B1024,
+    /// 2048 bytes.
+    B2048,
     /// 4096 bytes.
     B4096,
 }
 
 impl BlockSize {
+    /// The block size of so many bytes; `None` where there is no such.
+    #[must_use]
+    pub const fn of_bytes(bytes: u32) -> Option<Self> {
+        match bytes {
+            512 => Some(Self::B512),
+            1024 => Some(Self::B1024),
+            2048 => Some(Self::B2048),
+            4096 => Some(Self::B4096),
+            _ => None,
+        }
+    }
+
     /// In bytes.
     #[must_use]
     pub const fn bytes(self) -> u32 {
-        match self {
-            Self::B512 => 512,
-            Self::B4096 => 4096,
-        }
+        512 << self as u32
     }
 
     /// In sectors.
     #[must_use]
     pub const fn sectors(self) -> u64 {
-        match self {
-            Self::B512 => 1,
-            Self::B4096 => 8,
-        }
+        1 << self as u32
     }
 
     /// Checks that a disk of `nr_sectors` sectors is at least one of whole blocks.

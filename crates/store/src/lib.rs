@@ -11,6 +11,7 @@ extern crate alloc;
 mod audit;
 mod block_store;
 mod device;
+mod device_disk;
 mod disk;
 mod geometry;
 mod image;
@@ -26,6 +27,7 @@ pub use block_store::{
     Steps, StoreError, Token,
 };
 pub use device::{Completion, Device, Failure, Refusal, Refused, Request, Tag};
+pub use device_disk::{DeviceDisk, Overlay, Shared, Slice};
 pub use disk::Disk;
 pub use geometry::{
     Access, BlockSize, DiscardLimits, Geometry, SECTOR_SHIFT, SECTOR_SIZE, SectorRange,

@@ -1,0 +1,366 @@
+//! One device, and what the disks on it have under way there.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use core::mem;
+
+use xen_abi::Gfn;
+
+use crate::block_store::{Flushing, StoreError, Token};
+use crate::device::{Completion, Device, Failure, Refusal, Refused, Request, Tag};
+use crate::geometry::{Access, BlockSize, Geometry};
+
+/// Operations that can be open at once.
+const MAX_OPERATIONS: usize = 4096;
+
+/// A device that any number of disks are on, connected or not.
+///
+/// Who has the device [connects](Self::connect) it, has it send what was submitted, and
+/// [pumps](Self::pump) when it may have completed something. The disks reserve, submit and end.
+pub struct Shared<D: Device> {
+    /// `None` before it is connected, and when it is gone.
+    device: Option<D>,
+    /// What it said of itself when it was let go.
+    said: (Geometry, Flushing),
+    operations: Vec<Operation<D::Buffer>>,
+    /// The first that is not in use.
+    free: Option<u32>,
+    nr_open: usize,
+    /// Those that the device had no room for, in their order.
+    waiting: VecDeque<u32>,
+    /// Whether something was busy, and nothing was let go of since.
+    refused: bool,
+    /// Whether the next pump has something to tell.
+    news: bool,
+}
+
+/// What is known of a device that was never there.
+const NO_DISK: Geometry = Geometry {
+    nr_sectors: 0,
+    logical: BlockSize::B512,
+    physical_bytes: 512,
+    access: Access::ReadOnly,
+    discard: None,
+};
+
+/// A place for an operation.
+struct Operation<B> {
+    /// How often it was used.
+    generation: u32,
+    state: State<B>,
+}
+
+enum State<B> {
+    Free {
+        next: Option<u32>,
+    },
+    /// Not submitted yet: a write's data is being copied to its buffer.
+    Reserved(Request<B>),
+    /// To be submitted when the device has room.
+    Waiting(Request<B>),
+    UnderWay,
+    /// It is over. The buffer holds what was read.
+    Ready {
+        result: Result<(), Failure>,
+        buffer: Option<B>,
+    },
+    /// Under way, and nobody waits for it any more.
+    Abandoned,
+}
+
+/// What the disks on a device need of it, whatever device it is.
+pub(super) trait SharedDevice {
+    /// What the device says of itself, or said last; no sectors before it was ever there.
+    fn said(&self) -> (Geometry, Flushing);
+
+    /// Opens an operation. The buffer of a read or write, to be of so many sectors, is reserved.
+    fn reserve(&mut self, request: Request<u32>) -> Result<Token, StoreError>;
+
+    /// Has the device begin with what is reserved; a write's data is in its buffer. One that fails at
+    /// once is ended.
+    fn submit(&mut self, token: Token) -> Result<Token, StoreError>;
+
+    /// Whether there is nothing to wait for.
+    fn is_ready(&self, token: &Token) -> bool;
+
+    /// Hands `each` the frames of the buffer of a write that is not submitted, or of a read that is
+    /// ready.
+    fn frames(&self, token: &Token, each: &mut dyn FnMut(Gfn)) -> Result<(), StoreError>;
+
+    /// Ends an operation, whose buffer goes back: now, or when it is over. How it went;
+    /// [`StoreError::Stale`] of one that was not ready.
+    fn end(&mut self, token: Token) -> Result<(), StoreError>;
+}
+
+impl<D: Device> Default for Shared<D> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<D: Device> Shared<D> {
+    /// No device is connected yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            device: None,
+            said: (NO_DISK, Flushing::No),
+            operations: Vec::new(),
+            free: None,
+            nr_open: 0,
+            waiting: VecDeque::new(),
+            refused: false,
+            news: false,
+        }
+    }
+
+    /// Here is the device, for the first time or again. None is connected.
+    pub fn connect(&mut self, device: D) {
+        debug_assert!(self.device.is_none(), "a device is connected twice");
+        self.device = Some(device);
+        self.news = true;
+    }
+
+    /// The device while it is connected: to have it send what was submitted, or be resized.
+    pub const fn device(&mut self) -> Option<&mut D> {
+        self.device.as_mut()
+    }
+
+    /// Lets the device go. What it has not completed has failed ([`Failure::Gone`]), and what was
+    /// read and not yet copied is gone, too, since its frames are: no copy is under way. The next
+    /// pump tells of it.
+    pub fn disconnect(&mut self) -> Option<D> {
+        self.complete();
+        self.said = self.said();
+        let device = self.device.take()?;
+        self.waiting.clear();
+        for index in 0..self.operations.len() {
+            let state = &mut self.operations[index].state;
+            match state {
+                State::Free { .. } => {}
+                State::Ready { buffer, .. } => *buffer = None,
+                State::Abandoned => self.close(index),
+                State::Reserved(_) | State::Waiting(_) | State::UnderWay => {
+                    *state = State::Ready { result: Err(Failure::Gone), buffer: None };
+                }
+            }
+        }
+        self.news = true;
+        Some(device)
+    }
+
+    /// Takes all that is over, and submits what had to wait. Whether there is news: something is
+    /// ready, or there may be room for what was busy. A disk that lets go of something makes room,
+    /// too; so who has told the disks of news asks again before it sleeps.
+    #[must_use]
+    pub fn pump(&mut self) -> bool {
+        self.complete();
+        self.submit_waiting();
+        mem::take(&mut self.news)
+    }
+
+    /// What the device says of itself, or said last; `None` before it was ever there.
+    #[must_use]
+    pub fn geometry(&self) -> Option<Geometry> {
+        Some(self.said().0).filter(|geometry| geometry.nr_sectors > 0)
+    }
+
+    /// Operations that are not ended, or that the device still works on.
+    #[must_use]
+    pub const fn nr_open(&self) -> usize {
+        self.nr_open
+    }
+
+    fn complete(&mut self) {
+        while let Some(Completion { tag, result, buffer }) =
+            self.device.as_mut().and_then(Device::complete)
+        {
+            match self.find(tag).map(|index| (index, &mut self.operations[index].state)) {
+                Some((_, state @ State::UnderWay)) => {
+                    *state = State::Ready { result, buffer };
+                    self.news = true;
+                }
+                Some((index, State::Abandoned)) => {
+                    self.give_back(buffer);
+                    self.close(index);
+                }
+                _ => debug_assert!(false, "{tag:?} is over, but not under way"),
+            }
+        }
+    }
+
+    /// The place of an operation that is open.
+    fn find(&self, Tag(tag): Tag) -> Option<usize> {
+        #[expect(clippy::cast_possible_truncation, reason = "its two halves")]
+        let (slot, generation) = (tag as u32, (tag >> 32) as u32);
+        let operation = self.operations.get(slot as usize)?;
+        let is_open =
+            operation.generation == generation && !matches!(operation.state, State::Free { .. });
+        is_open.then_some(slot as usize)
+    }
+
+    fn find_token(&self, token: &Token) -> Option<usize> {
+        self.find(tag(token.slot(), token.generation()))
+    }
+
+    fn try_reserve(&mut self, request: Request<u32>) -> Result<Token, StoreError> {
+        let slot = self.make_room()?;
+        let device = self.device.as_mut().ok_or(GONE)?;
+        let request = request.try_map(|nr_sectors| {
+            let (nr, max) = (nr_sectors.into(), device.max_sectors());
+            if nr > max {
+                return Err(StoreError::TooLong { nr, max });
+            }
+            device.reserve(nr_sectors).ok_or(StoreError::Busy)
+        })?;
+        let Operation { generation, state } = &mut self.operations[slot as usize];
+        if let State::Free { next } = mem::replace(state, State::Reserved(request)) {
+            self.free = next;
+        }
+        self.nr_open += 1;
+        Ok(Token::new(slot, *generation))
+    }
+
+    /// Makes sure that there is a free place.
+    fn make_room(&mut self) -> Result<u32, StoreError> {
+        if let Some(free) = self.free {
+            return Ok(free);
+        }
+        let nr = self.operations.len();
+        if nr >= MAX_OPERATIONS {
+            return Err(StoreError::Busy);
+        }
+        let nr_waiting = self.waiting.len();
+        let room =
+            self.operations.try_reserve(1).and(self.waiting.try_reserve(nr + 1 - nr_waiting));
+        room.map_err(|_| StoreError::NoHeap)?;
+        let index = as_u32(nr);
+        self.operations.push(Operation { generation: 0, state: State::Free { next: None } });
+        self.free = Some(index);
+        Ok(index)
+    }
+
+    /// Ends the use of a place.
+    fn close(&mut self, index: usize) {
+        let operation = &mut self.operations[index];
+        operation.generation = operation.generation.wrapping_add(1);
+        operation.state = State::Free { next: self.free };
+        self.free = Some(as_u32(index));
+        self.nr_open -= 1;
+        self.news |= mem::take(&mut self.refused);
+    }
+
+    fn give_back(&mut self, buffer: Option<D::Buffer>) {
+        if let (Some(device), Some(buffer)) = (&mut self.device, buffer) {
+            device.give_back(buffer);
+        }
+    }
+
+    /// Submits what waits, as far as the device has room.
+    fn submit_waiting(&mut self) {
+        while let Some(&index) = self.waiting.front()
+            && let Some(device) = &mut self.device
+        {
+            let Operation { generation, state } = &mut self.operations[index as usize];
+            if let State::Waiting(request) = mem::replace(state, State::UnderWay)
+                && let Err(Refused { reason, request }) =
+                    device.submit(tag(index, *generation), request)
+            {
+                match reason {
+                    Refusal::Full { .. } => {
+                        *state = State::Waiting(request);
+                        return;
+                    }
+                    Refusal::Failed(failure) => {
+                        let buffer = request.into_buffer();
+                        *state = State::Ready { result: Err(failure), buffer };
+                        self.news = true;
+                    }
+                }
+            }
+            self.waiting.pop_front();
+        }
+    }
+}
+
+impl<D: Device> SharedDevice for Shared<D> {
+    fn said(&self) -> (Geometry, Flushing) {
+        self.device.as_ref().map_or(self.said, |device| (device.geometry(), device.flushing()))
+    }
+
+    fn reserve(&mut self, request: Request<u32>) -> Result<Token, StoreError> {
+        let reserved = self.try_reserve(request);
+        self.refused |= reserved == Err(StoreError::Busy);
+        reserved
+    }
+
+    fn submit(&mut self, token: Token) -> Result<Token, StoreError> {
+        let index = self.find_token(&token).ok_or(StoreError::Stale)?;
+        let state = &mut self.operations[index].state;
+        match mem::replace(state, State::UnderWay) {
+            State::Reserved(request) => *state = State::Waiting(request),
+            other => {
+                *state = other;
+                return self.end(token).and(Err(StoreError::Stale));
+            }
+        }
+        // There is room for as many as there are operations.
+        self.waiting.push_back(token.slot());
+        self.submit_waiting();
+        match self.operations[index].state {
+            State::Ready { .. } => self.end(token).and(Err(StoreError::Stale)),
+            _ => Ok(token),
+        }
+    }
+
+    fn is_ready(&self, token: &Token) -> bool {
+        self.find_token(token).is_none_or(|index| {
+            !matches!(self.operations[index].state, State::Waiting(_) | State::UnderWay)
+        })
+    }
+
+    fn frames(&self, token: &Token, each: &mut dyn FnMut(Gfn)) -> Result<(), StoreError> {
+        let index = self.find_token(token).ok_or(StoreError::Stale)?;
+        let buffer = match &self.operations[index].state {
+            State::Reserved(Request::Write { buffer, .. }) => buffer,
+            State::Ready { result, buffer } => {
+                result.map_err(StoreError::Device)?;
+                buffer.as_ref().ok_or(GONE)?
+            }
+            _ => return Err(StoreError::Stale),
+        };
+        self.device.as_ref().ok_or(GONE)?.frames(buffer, each);
+        Ok(())
+    }
+
+    fn end(&mut self, token: Token) -> Result<(), StoreError> {
+        let index = self.find_token(&token).ok_or(StoreError::Stale)?;
+        let state = &mut self.operations[index].state;
+        let (buffer, result) = match mem::replace(state, State::Abandoned) {
+            State::Ready { result, buffer } => (buffer, result.map_err(StoreError::Device)),
+            State::Reserved(request) => (request.into_buffer(), Err(StoreError::Stale)),
+            State::Waiting(request) => {
+                self.waiting.retain(|&waiting| waiting != token.slot());
+                (request.into_buffer(), Err(StoreError::Stale))
+            }
+            // It goes on, and is closed when it is over.
+            State::Free { .. } | State::UnderWay | State::Abandoned => {
+                return Err(StoreError::Stale);
+            }
+        };
+        self.give_back(buffer);
+        self.close(index);
+        result
+    }
+}
+
+const GONE: StoreError = StoreError::Device(Failure::Gone);
+
+fn as_u32(index: usize) -> u32 {
+    // An index of an operation, of which there are fewer.
+    u32::try_from(index).unwrap_or(u32::MAX)
+}
+
+const fn tag(slot: u32, generation: u32) -> Tag {
+    Tag((generation as u64) << 32 | slot as u64)
+}
