@@ -2,7 +2,8 @@
 
 use alloc::string::{String, ToString};
 
-use blkif::{MAX_SEGMENTS, RingOrder, SECTOR_SIZE, keys};
+use blkif::{MAX_SEGMENTS, RingOrder, keys};
+use store::{Access, BlockSize, Geometry, SecureDiscard};
 use thiserror::Error;
 
 /// Most sectors that a disk can have: 8 EiB.
@@ -35,15 +36,6 @@ pub enum KeyError {
     },
 }
 
-/// Whether the disk may be written.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Access {
-    /// Reads only: `info` or `mode` says so.
-    ReadOnly,
-    /// Reads and writes.
-    ReadWrite,
-}
-
 /// How writes are made durable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Flush {
@@ -55,15 +47,6 @@ pub enum Flush {
     None,
 }
 
-/// Whether contents can be made to be gone for good (`discard-secure`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum SecureDiscard {
-    /// They can.
-    Offered,
-    /// They cannot.
-    No,
-}
-
 /// What discards come to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DiscardLimits {
@@ -71,7 +54,7 @@ pub struct DiscardLimits {
     pub granularity_bytes: u32,
     /// Bytes from the disk's start to the first such unit, less than one.
     pub alignment_bytes: u32,
-    /// Whether secure discards are offered.
+    /// Whether contents can be made to be gone for good (`discard-secure`).
     pub secure: SecureDiscard,
 }
 
@@ -80,8 +63,8 @@ pub struct DiscardLimits {
 pub struct Disk {
     /// Capacity in sectors of 512 bytes: 1 to 2^54, whole logical blocks.
     pub nr_sectors: u64,
-    /// Logical block size in bytes: 512, 1024, 2048 or 4096.
-    pub logical_bytes: u32,
+    /// Logical block size.
+    pub logical: BlockSize,
     /// Physical block size in bytes: a power of two from the logical one to 1 MiB.
     pub physical_bytes: u32,
     /// Whether it may be written.
@@ -143,10 +126,8 @@ impl Disk {
             indirect,
         ] = core::array::from_fn(|_| nodes.next().unwrap_or(Node("", None)));
 
-        let logical_bytes = logical.number(
-            |bytes: &u32| [512, 1024, 2048, 4096].contains(bytes),
-            "a power of two from 512 to 4096",
-        )?;
+        let logical = logical.block_size()?;
+        let logical_bytes = logical.bytes();
         let physical_bytes = physical.number_or(
             logical_bytes,
             |bytes| bytes.is_power_of_two() && (logical_bytes..=MAX_PHYSICAL_BYTES).contains(bytes),
@@ -183,8 +164,8 @@ impl Disk {
         let indirect = indirect.number_or(0, |_| true, "a number of 32 bits")?;
         #[expect(clippy::cast_possible_truncation, reason = "11 to 256")]
         let max_segments = indirect.clamp(MAX_SEGMENTS as u32, MAX_INDIRECT) as u16;
-        let nr_sectors = sectors.sectors(logical_bytes)?;
-        Ok(Self { nr_sectors, logical_bytes, physical_bytes, access, flush, discard, max_segments })
+        let nr_sectors = sectors.sectors(logical)?;
+        Ok(Self { nr_sectors, logical, physical_bytes, access, flush, discard, max_segments })
     }
 
     /// Reads what stands in [`sectors`](keys::SECTORS) now: the disk's size may change while it is
@@ -193,13 +174,22 @@ impl Disk {
     /// # Errors
     /// It cannot be used; the disk is best taken to be as large as before.
     pub fn parse_sectors(&self, value: Option<&[u8]>) -> Result<u64, KeyError> {
-        Node(keys::SECTORS, value).sectors(self.logical_bytes)
+        Node(keys::SECTORS, value).sectors(self.logical)
     }
 
-    /// Sectors of a logical block: 1 to 8.
+    /// The disk as stores describe one.
     #[must_use]
-    pub fn sectors_per_block(&self) -> u64 {
-        u64::from(self.logical_bytes / u32::from(SECTOR_SIZE))
+    pub fn geometry(&self) -> Geometry {
+        let Self { nr_sectors, logical, physical_bytes, access, .. } = *self;
+        let discard = self.discard.map(|limits| store::DiscardLimits {
+            // Units that do not begin where the disk does are none to who can say no more of them.
+            granularity_bytes: match limits.alignment_bytes {
+                0 => limits.granularity_bytes,
+                _ => logical.bytes(),
+            },
+            secure: limits.secure,
+        });
+        Geometry { nr_sectors, logical, physical_bytes, access, discard }
     }
 }
 
@@ -251,10 +241,16 @@ impl Node<'_> {
         }
     }
 
-    fn sectors(self, logical_bytes: u32) -> Result<u64, KeyError> {
-        let block = u64::from(logical_bytes / u32::from(SECTOR_SIZE));
+    fn block_size(self) -> Result<BlockSize, KeyError> {
+        let size = self.1.and_then(keys::number).and_then(BlockSize::of_bytes);
+        size.ok_or_else(|| self.bad("a power of two from 512 to 4096"))
+    }
+
+    fn sectors(self, logical: BlockSize) -> Result<u64, KeyError> {
         self.number(
-            |sectors| (1..=MAX_SECTORS).contains(sectors) && sectors.is_multiple_of(block),
+            |sectors: &u64| {
+                (1..=MAX_SECTORS).contains(sectors) && sectors.is_multiple_of(logical.sectors())
+            },
             "1 to 2^54 sectors in whole blocks of sector-size",
         )
     }

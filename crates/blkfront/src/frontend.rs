@@ -4,129 +4,17 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use blkif::{IndirectOp, Sector};
-use thiserror::Error;
-use xen_abi::{DomId, Gfn, SharedMemory};
+use store::{
+    Access, Completion, Device, Failure, Flushing, Geometry, Refusal, Refused, Request,
+    SectorRange, SecureDiscard, Tag,
+};
+use xen_abi::{DomId, EvtchnPort, Gfn, SharedMemory};
 
 use crate::granted::{Retired, grant};
 use crate::pages::{Pages, SECTORS_PER_PAGE, nr_tables};
 use crate::parts::Rest;
 use crate::ring::Answered;
-use crate::{Access, Broken, Buffer, Disk, Flush, GrantTable, OutOfGrants, Ring, SecureDiscard};
-
-/// The caller's own name for a request.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Tag(pub u64);
-
-/// What the disk is asked for.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Request {
-    /// Disk to buffer, all of it.
-    Read {
-        /// The disk's first sector.
-        sector: Sector,
-        /// Where to.
-        buffer: Buffer,
-    },
-    /// Buffer to disk, all of it.
-    Write {
-        /// The disk's first sector.
-        sector: Sector,
-        /// Where from.
-        buffer: Buffer,
-    },
-    /// All writes that are completed are made durable.
-    Flush,
-    /// These sectors are no longer in use.
-    Discard {
-        /// First sector.
-        sector: Sector,
-        /// How many.
-        nr_sectors: u64,
-    },
-    /// The contents of these sectors must be gone for good.
-    SecureDiscard {
-        /// First sector.
-        sector: Sector,
-        /// How many.
-        nr_sectors: u64,
-    },
-}
-
-/// A request that was not taken.
-#[derive(Debug, PartialEq, Eq, Error)]
-#[error("{reason}")]
-pub struct Refused {
-    /// Why.
-    pub reason: Refusal,
-    /// The request itself, with its buffer.
-    pub request: Request,
-}
-
-/// Why a request is not taken.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
-pub enum Refusal {
-    /// The backend is gone, or its ring is broken.
-    #[error("the backend is gone")]
-    Gone,
-    /// As many requests as the ring has slots are taken; ask again after a completion.
-    #[error("all {max} requests are in use")]
-    Full {
-        /// How many there can be.
-        max: usize,
-    },
-    /// The disk is only read.
-    #[error("the disk is read-only")]
-    ReadOnly,
-    /// The backend does not offer it.
-    #[error("the backend does not offer it")]
-    NotOffered,
-    /// No sectors, or not whole logical blocks.
-    #[error("sectors {first}+{nr} are not whole blocks of {block} sectors")]
-    Misaligned {
-        /// First sector.
-        first: u64,
-        /// How many.
-        nr: u64,
-        /// Sectors of a block.
-        block: u64,
-    },
-    /// Past the end of the disk as it is now.
-    #[error("sectors {first}+{nr} are past the end, the disk has {nr_sectors}")]
-    PastEnd {
-        /// First sector.
-        first: u64,
-        /// How many.
-        nr: u64,
-        /// The disk's capacity.
-        nr_sectors: u64,
-    },
-}
-
-/// Why a request that was taken was not done. Some of it may have been.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
-pub enum Failure {
-    /// The backend answered `BLKIF_RSP_ERROR`.
-    #[error("the backend failed")]
-    Upstream,
-    /// The backend answered `BLKIF_RSP_EOPNOTSUPP`, whatever it offers.
-    #[error("the backend does not support it")]
-    NotSupported,
-    /// The backend is gone, or its ring is broken: nobody knows.
-    #[error("the backend is gone")]
-    Gone,
-}
-
-/// A request that is over.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Completion {
-    /// The caller's name for it.
-    pub tag: Tag,
-    /// How it went.
-    pub result: Result<(), Failure>,
-    /// Its buffer, to be [given back](Frontend::give_back). `None` for requests without, and where
-    /// the backend is gone: it may still write there.
-    pub buffer: Option<Buffer>,
-}
+use crate::{Broken, Buffer, Disk, Flush, GrantTable, OutOfGrants, Ring};
 
 /// A request that was taken.
 struct Entry {
@@ -226,108 +114,11 @@ impl<M: SharedMemory> Frontend<M> {
         self.disk.nr_sectors = nr_sectors;
     }
 
-    /// The longest buffer that there can be, in sectors.
-    #[must_use]
-    pub fn max_sectors(&self) -> u64 {
-        let (nr_pages, max_segments) = (self.pages.nr_pages(), usize::from(self.disk.max_segments));
-        let fits = |nr_data: &usize| nr_data + nr_tables(*nr_data, max_segments) <= nr_pages;
-        // All pages but those of the segments, which are few.
-        let nr_data = (0..=nr_pages).rev().find(fits).unwrap_or(0);
-        nr_data as u64 * u64::from(SECTORS_PER_PAGE)
-    }
-
-    /// Reserves a buffer. `None` where too few pages are free: ask again when a buffer has been given
-    /// back, unless it is longer than [`max_sectors`](Self::max_sectors).
-    #[must_use]
-    pub fn reserve(&mut self, nr_sectors: u32) -> Option<Buffer> {
-        self.pages.reserve(nr_sectors, usize::from(self.disk.max_segments))
-    }
-
-    /// Gives a buffer back.
-    pub fn give_back(&mut self, buffer: Buffer) {
-        self.pages.give_back(buffer);
-    }
-
-    /// The frames that hold a buffer's bytes, from the start of the first on: 8 sectors each, the
-    /// last maybe fewer.
-    pub fn frames(&self, buffer: &Buffer) -> impl Iterator<Item = Gfn> {
-        self.pages.frames(buffer)
-    }
-
-    /// Takes a request; the next [`publish`](Self::publish) sends it.
-    ///
-    /// # Errors
-    /// It is not taken.
-    pub fn submit(&mut self, tag: Tag, request: Request) -> Result<(), Refused> {
-        let index = match self.check(&request) {
-            Ok(index) => index,
-            Err(reason) => return Err(Refused { reason, request }),
-        };
-        let (rest, buffer) = match request {
-            Request::Read { sector, buffer } => {
-                (Rest::of_transfer(IndirectOp::Read, sector, &buffer), Some(buffer))
-            }
-            Request::Write { sector, buffer } => {
-                (Rest::of_transfer(IndirectOp::Write, sector, &buffer), Some(buffer))
-            }
-            Request::Flush => (Rest::Flush, None),
-            Request::Discard { sector, nr_sectors } => {
-                (Rest::Discard { sector, nr_sectors, secure: false }, None)
-            }
-            Request::SecureDiscard { sector, nr_sectors } => {
-                (Rest::Discard { sector, nr_sectors, secure: true }, None)
-            }
-        };
-        let entry = Entry { tag, buffer, rest: Some(rest), nr_in_flight: 0, result: Ok(()) };
-        self.entries[index as usize] = Some(entry);
-        self.waiting.push_back(index);
-        Ok(())
-    }
-
-    /// Checks a request, and takes an entry for it.
-    fn check(&mut self, request: &Request) -> Result<u32, Refusal> {
+    /// Sends what was taken, as far as there are slots. Our port, if the backend waits for an event.
+    #[must_use = "the backend waits for an event"]
+    pub fn publish(&mut self) -> Option<EvtchnPort> {
         if self.end.is_some() {
-            return Err(Refusal::Gone);
-        }
-        let changes = !matches!(request, Request::Read { .. } | Request::Flush);
-        if changes && self.disk.access == Access::ReadOnly {
-            return Err(Refusal::ReadOnly);
-        }
-        let discards = self.disk.discard;
-        match *request {
-            Request::Read { sector, ref buffer } | Request::Write { sector, ref buffer } => {
-                self.check_range(sector, buffer.nr_sectors().into())?;
-            }
-            Request::Flush if self.disk.flush == Flush::None => return Err(Refusal::NotOffered),
-            Request::Flush => {}
-            Request::Discard { sector, nr_sectors } => {
-                discards.ok_or(Refusal::NotOffered)?;
-                self.check_range(sector, nr_sectors)?;
-            }
-            Request::SecureDiscard { sector, nr_sectors } => {
-                let secure = discards.filter(|limits| limits.secure == SecureDiscard::Offered);
-                secure.ok_or(Refusal::NotOffered)?;
-                self.check_range(sector, nr_sectors)?;
-            }
-        }
-        self.free.pop().ok_or(Refusal::Full { max: self.entries.len() })
-    }
-
-    fn check_range(&self, Sector(first): Sector, nr: u64) -> Result<(), Refusal> {
-        let (block, nr_sectors) = (self.disk.sectors_per_block(), self.disk.nr_sectors);
-        if nr == 0 || !first.is_multiple_of(block) || !nr.is_multiple_of(block) {
-            return Err(Refusal::Misaligned { first, nr, block });
-        }
-        if first.checked_add(nr).is_none_or(|end| end > nr_sectors) {
-            return Err(Refusal::PastEnd { first, nr, nr_sectors });
-        }
-        Ok(())
-    }
-
-    /// Sends what was taken, as far as there are slots, and tells the backend if it waits.
-    pub fn publish<G: GrantTable<Memory = M>>(&mut self, grants: &mut G) {
-        if self.end.is_some() {
-            return;
+            return None;
         }
         while self.ring.has_room()
             && let Some(&owner) = self.waiting.front()
@@ -342,37 +133,52 @@ impl<M: SharedMemory> Frontend<M> {
                 self.waiting.pop_front();
             }
         }
-        self.ring.publish(grants);
+        self.ring.publish()
     }
 
-    /// Takes responses until a request is over. `None` where none is: an event tells of the next
-    /// response. [`publish`](Self::publish) then sends what has waited for slots.
-    pub fn complete(&mut self) -> Option<Completion> {
-        while self.end.is_none() {
-            match self.ring.take() {
-                Ok(None) => return None,
-                Ok(Some(answer)) => {
-                    if let Some(completion) = self.answered(answer.owner, answer.status) {
-                        return Some(completion);
-                    }
-                }
-                Err(broken) => self.end = Some(End::Broken(broken)),
+    /// Checks a request, and takes an entry for it.
+    fn check(&mut self, request: &Request<Buffer>) -> Result<u32, Refusal> {
+        if self.end.is_some() {
+            return Err(Failure::Gone.into());
+        }
+        let changes = !matches!(request, Request::Read { .. } | Request::Flush);
+        if changes && self.disk.access == Access::ReadOnly {
+            return Err(Failure::ReadOnly.into());
+        }
+        let not_offered = Refusal::Failed(Failure::NotSupported);
+        let discards = self.disk.discard;
+        match *request {
+            Request::Read { sector, ref buffer } | Request::Write { sector, ref buffer } => {
+                self.check_range(sector, buffer.nr_sectors().into())?;
+            }
+            Request::Flush if self.disk.flush == Flush::None => return Err(not_offered),
+            Request::Flush => {}
+            Request::Discard { sector, nr_sectors } => {
+                discards.ok_or(not_offered)?;
+                self.check_range(sector, nr_sectors)?;
+            }
+            Request::SecureDiscard { sector, nr_sectors } => {
+                let secure = discards.filter(|limits| limits.secure == SecureDiscard::Offered);
+                secure.ok_or(not_offered)?;
+                self.check_range(sector, nr_sectors)?;
             }
         }
-        let (index, entry) =
-            (0..).zip(&mut self.entries).find_map(|(n, entry)| Some((n, entry.take()?)))?;
-        self.free.push(index);
-        let result = entry.result.and(Err(Failure::Gone));
-        Some(Completion { tag: entry.tag, result, buffer: None })
+        self.free.pop().ok_or(Refusal::Full { max: self.entries.len() })
+    }
+
+    /// Checks a range against the disk as it is now: it may have become smaller since it was asked for.
+    fn check_range(&self, first: u64, nr: u64) -> Result<(), Failure> {
+        let on_disk = SectorRange::on(&self.disk.geometry(), first, nr);
+        on_disk.map(|_| ()).map_err(|_| Failure::Range)
     }
 
     /// One part of a request was answered.
-    fn answered(&mut self, owner: u32, status: Answered) -> Option<Completion> {
+    fn answered(&mut self, owner: u32, status: Answered) -> Option<Completion<Buffer>> {
         let slot = &mut self.entries[owner as usize];
         let entry = slot.as_mut()?;
         let result = match status {
             Answered::Okay => Ok(()),
-            Answered::Error => Err(Failure::Upstream),
+            Answered::Error => Err(Failure::Device),
             Answered::NotSupported => Err(Failure::NotSupported),
         };
         entry.result = entry.result.and(result);
@@ -401,5 +207,87 @@ impl<M: SharedMemory> Frontend<M> {
     pub fn retire(self, retired: &mut Retired) {
         self.ring.retire(retired);
         self.pages.retire(retired);
+    }
+}
+
+/// What is taken is sent by the next [`publish`](Frontend::publish), which also sends what has waited
+/// for slots. Completions after the backend is gone have no buffer: it may still write there.
+impl<M: SharedMemory> Device for Frontend<M> {
+    type Buffer = Buffer;
+
+    fn geometry(&self) -> Geometry {
+        self.disk.geometry()
+    }
+
+    fn flushing(&self) -> Flushing {
+        match self.disk.flush {
+            Flush::Cache | Flush::Barrier => Flushing::Offered,
+            Flush::None => Flushing::No,
+        }
+    }
+
+    fn max_sectors(&self) -> u64 {
+        let (nr_pages, max_segments) = (self.pages.nr_pages(), usize::from(self.disk.max_segments));
+        let fits = |nr_data: &usize| nr_data + nr_tables(*nr_data, max_segments) <= nr_pages;
+        // All pages but those of the segments, which are few.
+        let nr_data = (0..=nr_pages).rev().find(fits).unwrap_or(0);
+        nr_data as u64 * u64::from(SECTORS_PER_PAGE)
+    }
+
+    fn reserve(&mut self, nr_sectors: u32) -> Option<Buffer> {
+        self.pages.reserve(nr_sectors, usize::from(self.disk.max_segments))
+    }
+
+    fn give_back(&mut self, buffer: Buffer) {
+        self.pages.give_back(buffer);
+    }
+
+    fn frames(&self, buffer: &Buffer, each: &mut dyn FnMut(Gfn)) {
+        self.pages.frames(buffer).for_each(each);
+    }
+
+    fn submit(&mut self, tag: Tag, request: Request<Buffer>) -> Result<(), Refused<Buffer>> {
+        let index = match self.check(&request) {
+            Ok(index) => index,
+            Err(reason) => return Err(Refused { reason, request }),
+        };
+        let (rest, buffer) = match request {
+            Request::Read { sector, buffer } => {
+                (Rest::of_transfer(IndirectOp::Read, Sector(sector), &buffer), Some(buffer))
+            }
+            Request::Write { sector, buffer } => {
+                (Rest::of_transfer(IndirectOp::Write, Sector(sector), &buffer), Some(buffer))
+            }
+            Request::Flush => (Rest::Flush, None),
+            Request::Discard { sector, nr_sectors } => {
+                (Rest::Discard { sector: Sector(sector), nr_sectors, secure: false }, None)
+            }
+            Request::SecureDiscard { sector, nr_sectors } => {
+                (Rest::Discard { sector: Sector(sector), nr_sectors, secure: true }, None)
+            }
+        };
+        let entry = Entry { tag, buffer, rest: Some(rest), nr_in_flight: 0, result: Ok(()) };
+        self.entries[index as usize] = Some(entry);
+        self.waiting.push_back(index);
+        Ok(())
+    }
+
+    fn complete(&mut self) -> Option<Completion<Buffer>> {
+        while self.end.is_none() {
+            match self.ring.take() {
+                Ok(None) => return None,
+                Ok(Some(answer)) => {
+                    if let Some(completion) = self.answered(answer.owner, answer.status) {
+                        return Some(completion);
+                    }
+                }
+                Err(broken) => self.end = Some(End::Broken(broken)),
+            }
+        }
+        let (index, entry) =
+            (0..).zip(&mut self.entries).find_map(|(n, entry)| Some((n, entry.take()?)))?;
+        self.free.push(index);
+        let result = entry.result.and(Err(Failure::Gone));
+        Some(Completion { tag: entry.tag, result, buffer: None })
     }
 }

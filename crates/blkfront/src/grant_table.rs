@@ -1,6 +1,6 @@
 //! The seam to our own grant table, and to our frames as a peer sees them.
 
-use xen_abi::{DomId, EvtchnPort, Gfn, GrantRef, SharedMemory};
+use xen_abi::{DomId, Gfn, GrantRef, SharedMemory};
 
 /// Our own grant table, and the frames that we grant.
 pub trait GrantTable {
@@ -24,9 +24,6 @@ pub trait GrantTable {
     /// in spite of that would leave the peer with a page of ours that we take for our own.
     #[doc(alias = "gnttab_try_end_foreign_access")]
     fn end_access(&mut self, gref: GrantRef) -> Result<(), StillInUse>;
-
-    /// Sends an event (`EVTCHNOP_send`). A port that is gone is no error: its peer is, too.
-    fn notify(&mut self, port: EvtchnPort);
 }
 
 /// A grant that the peer has not let go of.

@@ -153,11 +153,9 @@ impl<M: SharedMemory> Ring<M> {
         debug_assert_eq!(pushed, Ok(()), "there are as many ids as slots");
     }
 
-    /// Shows the backend what was written, and tells it if it waits.
-    pub(crate) fn publish(&mut self, grants: &mut impl GrantTable) {
-        if self.front.publish() == Notify::Needed {
-            grants.notify(self.port);
-        }
+    /// Shows the backend what was written. Our port, if it waits for an event.
+    pub(crate) fn publish(&mut self) -> Option<EvtchnPort> {
+        (self.front.publish() == Notify::Needed).then_some(self.port)
     }
 
     /// Takes the next response; `None` where there is none, and an event will tell of the next.

@@ -2,11 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-use blkfront::{
-    Access, DiscardLimits, Disk, Flush, KeyError, SecureDiscard, announcement, offered_ring_order,
-};
+use blkfront::{DiscardLimits, Disk, Flush, KeyError, announcement, offered_ring_order};
 use blkif::{RingOrder, keys};
 use proptest::prelude::*;
+use store::{Access, BlockSize, Geometry, SecureDiscard};
 use xen_abi::{EvtchnPort, GrantRef};
 
 /// What a backend must say, with these changes.
@@ -26,7 +25,7 @@ fn parse(changes: &[(&str, Option<&str>)]) -> Result<Disk, KeyError> {
 
 const MINIMAL: Disk = Disk {
     nr_sectors: 2048,
-    logical_bytes: 512,
+    logical: BlockSize::B512,
     physical_bytes: 512,
     access: Access::ReadWrite,
     flush: Flush::None,
@@ -42,9 +41,8 @@ fn what_is_not_said_has_the_protocols_default() {
         DiscardLimits { granularity_bytes: 4096, alignment_bytes: 0, secure: SecureDiscard::No };
     let changes = [(keys::SECTOR_SIZE, Some("4096")), (keys::FEATURE_DISCARD, Some("1"))];
     let disk =
-        Disk { logical_bytes: 4096, physical_bytes: 4096, discard: Some(discard), ..MINIMAL };
+        Disk { logical: BlockSize::B4096, physical_bytes: 4096, discard: Some(discard), ..MINIMAL };
     assert_eq!(parse(&changes), Ok(disk));
-    assert_eq!(disk.sectors_per_block(), 8);
 }
 
 #[test]
@@ -74,6 +72,39 @@ fn all_that_linux_says_is_read() {
         ..MINIMAL
     };
     assert_eq!(disk, Ok(expected));
+}
+
+#[test]
+fn a_disk_is_described_as_stores_are() {
+    for block in ["512", "1024", "2048", "4096"] {
+        let disk = |alignment| {
+            let changes = [
+                (keys::SECTOR_SIZE, Some(block)),
+                (keys::FEATURE_DISCARD, Some("1")),
+                (keys::DISCARD_GRANULARITY, Some("65536")),
+                (keys::DISCARD_ALIGNMENT, Some(alignment)),
+                (keys::DISCARD_SECURE, Some("1")),
+            ];
+            parse(&changes).unwrap().geometry()
+        };
+        let bytes = block.parse().unwrap();
+        let discard = |granularity_bytes| {
+            let secure = SecureDiscard::Offered;
+            Some(store::DiscardLimits { granularity_bytes, secure })
+        };
+        let geometry = Geometry {
+            nr_sectors: 2048,
+            logical: BlockSize::of_bytes(bytes).unwrap(),
+            physical_bytes: bytes,
+            access: Access::ReadWrite,
+            discard: discard(65536),
+        };
+        assert_eq!(geometry.logical.bytes(), bytes);
+        assert_eq!(geometry.logical.sectors(), u64::from(bytes) / 512);
+        assert_eq!(disk("0"), geometry);
+        assert_eq!(disk("4096"), Geometry { discard: discard(bytes), ..geometry });
+    }
+    assert_eq!(BlockSize::of_bytes(8192), None);
 }
 
 #[test]
@@ -241,13 +272,13 @@ proptest! {
         }
         if let Ok(disk) = Disk::parse(all) {
             prop_assert!((1..=1 << 54).contains(&disk.nr_sectors));
-            prop_assert!([512, 1024, 2048, 4096].contains(&disk.logical_bytes));
-            prop_assert_eq!(disk.nr_sectors % disk.sectors_per_block(), 0);
-            prop_assert_eq!(disk.physical_bytes % disk.logical_bytes, 0);
+            let logical_bytes = disk.logical.bytes();
+            prop_assert_eq!(disk.nr_sectors % disk.logical.sectors(), 0);
+            prop_assert_eq!(disk.physical_bytes % logical_bytes, 0);
             prop_assert!((11..=256).contains(&disk.max_segments));
             if let Some(discard) = disk.discard {
                 prop_assert!(discard.granularity_bytes > 0);
-                prop_assert_eq!(discard.granularity_bytes % disk.logical_bytes, 0);
+                prop_assert_eq!(discard.granularity_bytes % logical_bytes, 0);
                 prop_assert!(discard.alignment_bytes < discard.granularity_bytes);
             }
         }

@@ -4,17 +4,21 @@
 
 mod upstream;
 
-use blkfront::{
-    Access, Buffer, DiscardLimits, Disk, Failure, Flush, Frontend, NoRing, OutOfGrants, Refusal,
-    Refused, Request, Retired, Ring, SecureDiscard, Tag,
-};
+use blkfront::{Buffer, DiscardLimits, Disk, Flush, Frontend, NoRing, OutOfGrants, Retired, Ring};
 use blkif::{Operation, Sector, Segments, Status, Transfer};
 use sim::{Machine, OwnGrants};
+use store::{
+    Access, BlockSize, Device, Failure, Flushing, Refusal, Refused, Request, SecureDiscard, Tag,
+};
 use upstream::{DISK, FIRST, Upstream, frames};
 use xen_abi::{EvtchnPort, Gfn, PAGE_SIZE};
 
 const GRANULAR: DiscardLimits =
     DiscardLimits { granularity_bytes: 4096, alignment_bytes: 0, secure: SecureDiscard::Offered };
+
+const NOT_OFFERED: Refusal = Refusal::Failed(Failure::NotSupported);
+const READ_ONLY: Refusal = Refusal::Failed(Failure::ReadOnly);
+const RANGE: Refusal = Refusal::Failed(Failure::Range);
 
 /// First and last sectors within their pages.
 fn shape(segments: &[blkif::Segment]) -> Vec<(u8, u8)> {
@@ -25,12 +29,12 @@ fn shape(segments: &[blkif::Segment]) -> Vec<(u8, u8)> {
 fn a_write_takes_its_bytes_from_its_frames() {
     let mut up = Upstream::new(DISK, 8);
     let buffer = up.frontend.reserve(11).unwrap();
-    let places: Vec<Gfn> = up.frontend.frames(&buffer).collect();
+    let places = up.frames(&buffer);
     assert_eq!(places.len(), 2);
     for (n, &frame) in (1u8..).zip(&places) {
         up.grants.page(frame).fill(n);
     }
-    up.submit(7, Request::Write { sector: Sector(1000), buffer });
+    up.submit(7, Request::Write { sector: 1000, buffer });
     let requests = up.requests();
     let [request] = requests[..] else { panic!("{requests:?}") };
     let Operation::Write(transfer) = request.op else { panic!("{request:?}") };
@@ -59,7 +63,7 @@ fn a_read_puts_them_there() {
     let buffer = completion.buffer.unwrap();
     assert_eq!(buffer.nr_sectors(), 9);
     let first: Vec<u8> =
-        up.frontend.frames(&buffer).map(|frame| up.grants.page(frame).bytes(0..1)[0]).collect();
+        up.frames(&buffer).iter().map(|&frame| up.grants.page(frame).bytes(0..1)[0]).collect();
     assert_eq!(first, [1, 2]);
     up.frontend.give_back(buffer);
 }
@@ -138,7 +142,7 @@ fn many_are_in_flight_and_come_back_in_any_order() {
         up.read(tag, tag, 1);
     }
     let buffer = up.frontend.reserve(1).unwrap();
-    let refused = up.frontend.submit(Tag(99), Request::Read { sector: Sector(0), buffer });
+    let refused = up.frontend.submit(Tag(99), Request::Read { sector: 0, buffer });
     let refused = refused.unwrap_err();
     assert_eq!(refused.reason, Refusal::Full { max: 32 });
     let Request::Read { buffer, .. } = refused.request else { panic!("{refused:?}") };
@@ -180,7 +184,7 @@ fn an_error_is_an_error() {
     let requests = up.requests();
     up.answer(&requests[0], Status::ERROR);
     up.answer(&requests[1], Status::EOPNOTSUPP);
-    let expected = [(1, Err(Failure::Upstream)), (2, Err(Failure::NotSupported))];
+    let expected = [(1, Err(Failure::Device)), (2, Err(Failure::NotSupported))];
     assert_eq!(up.results(), expected);
     assert_eq!(up.frontend.broken(), None);
 }
@@ -198,26 +202,28 @@ fn durable_by_what_is_offered() {
         assert_eq!(requests[0].op, op);
         up.answer(&requests[0], Status::OKAY);
         assert_eq!(up.results(), [(1, Ok(()))]);
+        assert_eq!(up.frontend.flushing(), Flushing::Offered);
     }
     let mut up = Upstream::new(Disk { flush: Flush::None, ..DISK }, 1);
-    let refused = Refused { reason: Refusal::NotOffered, request: Request::Flush };
+    assert_eq!(up.frontend.flushing(), Flushing::No);
+    let refused = Refused { reason: NOT_OFFERED, request: Request::Flush };
     assert_eq!(up.frontend.submit(Tag(1), Request::Flush), Err(refused));
 }
 
 #[test]
 fn discards_are_whole_and_as_secure_as_asked() {
     let mut up = Upstream::new(Disk { discard: Some(GRANULAR), ..DISK }, 1);
-    let (sector, nr_sectors) = (Sector(8), (1 << 20) - 8);
+    let (sector, nr_sectors) = (8, (1 << 20) - 8);
     up.submit(1, Request::Discard { sector, nr_sectors });
     up.submit(2, Request::SecureDiscard { sector, nr_sectors });
     let ops: Vec<Operation> = up.requests().iter().map(|request| request.op).collect();
-    let discard = |secure| Operation::Discard { sector, nr_sectors, secure };
+    let discard = |secure| Operation::Discard { sector: Sector(sector), nr_sectors, secure };
     assert_eq!(ops, [discard(false), discard(true)]);
 }
 
 #[test]
 fn what_does_not_fit_the_disk_is_not_sent() {
-    let refusal = |disk: Disk, request: fn(&mut Upstream) -> Request| {
+    let refusal = |disk: Disk, request: fn(&mut Upstream) -> Request<Buffer>| {
         let mut up = Upstream::new(disk, 8);
         let request = request(&mut up);
         let refused = up.frontend.submit(Tag(1), request).unwrap_err();
@@ -225,37 +231,31 @@ fn what_does_not_fit_the_disk_is_not_sent() {
         assert_eq!(up.frontend.nr_in_flight(), 0);
         refused.reason
     };
-    let write = |up: &mut Upstream| Request::Write {
-        sector: Sector(0),
-        buffer: up.frontend.reserve(8).unwrap(),
-    };
+    let write =
+        |up: &mut Upstream| Request::Write { sector: 0, buffer: up.frontend.reserve(8).unwrap() };
     let read_last = |up: &mut Upstream| Request::Read {
-        sector: Sector((1 << 20) - 7),
+        sector: (1 << 20) - 7,
         buffer: up.frontend.reserve(8).unwrap(),
     };
     let read_beyond = |up: &mut Upstream| Request::Read {
-        sector: Sector(u64::MAX - 7),
+        sector: u64::MAX - 7,
         buffer: up.frontend.reserve(8).unwrap(),
     };
-    let discard = |_: &mut Upstream| Request::Discard { sector: Sector(8), nr_sectors: 0 };
-    let secure = |_: &mut Upstream| Request::SecureDiscard { sector: Sector(8), nr_sectors: 8 };
-    let nr_sectors = 1 << 20;
+    let discard = |_: &mut Upstream| Request::Discard { sector: 8, nr_sectors: 0 };
+    let secure = |_: &mut Upstream| Request::SecureDiscard { sector: 8, nr_sectors: 8 };
 
-    assert_eq!(refusal(Disk { access: Access::ReadOnly, ..DISK }, write), Refusal::ReadOnly);
-    let first = (1 << 20) - 7;
-    assert_eq!(refusal(DISK, read_last), Refusal::PastEnd { first, nr: 8, nr_sectors });
-    let first = u64::MAX - 7;
-    assert_eq!(refusal(DISK, read_beyond), Refusal::PastEnd { first, nr: 8, nr_sectors });
-    let large = Disk { logical_bytes: 4096, ..DISK };
-    let misaligned = Refusal::Misaligned { first: (1 << 20) - 7, nr: 8, block: 8 };
-    assert_eq!(refusal(large, read_last), misaligned);
-    assert_eq!(refusal(DISK, discard), Refusal::NotOffered);
+    assert_eq!(refusal(Disk { access: Access::ReadOnly, ..DISK }, write), READ_ONLY);
+    assert_eq!(refusal(DISK, read_last), RANGE);
+    assert_eq!(refusal(DISK, read_beyond), RANGE);
+    let large = Disk { logical: BlockSize::B4096, nr_sectors: 1 << 21, ..DISK };
+    assert_eq!(refusal(large, read_last), RANGE);
+    assert_eq!(refusal(DISK, discard), NOT_OFFERED);
     let granular = Disk { discard: Some(GRANULAR), ..DISK };
-    assert_eq!(refusal(granular, discard), Refusal::Misaligned { first: 8, nr: 0, block: 1 });
+    assert_eq!(refusal(granular, discard), RANGE);
     let limits = DiscardLimits { secure: SecureDiscard::No, ..GRANULAR };
-    assert_eq!(refusal(Disk { discard: Some(limits), ..DISK }, secure), Refusal::NotOffered);
+    assert_eq!(refusal(Disk { discard: Some(limits), ..DISK }, secure), NOT_OFFERED);
     let read_only = Disk { access: Access::ReadOnly, ..granular };
-    assert_eq!(refusal(read_only, secure), Refusal::ReadOnly);
+    assert_eq!(refusal(read_only, secure), READ_ONLY);
 }
 
 #[test]
@@ -264,9 +264,9 @@ fn a_disk_that_shrinks_is_asked_for_no_more_than_it_has() {
     up.frontend.resize(8);
     assert_eq!(up.frontend.disk().nr_sectors, 8);
     let buffer = up.frontend.reserve(8).unwrap();
-    let refused = up.frontend.submit(Tag(1), Request::Read { sector: Sector(1), buffer });
+    let refused = up.frontend.submit(Tag(1), Request::Read { sector: 1, buffer });
     let reason = refused.unwrap_err().reason;
-    assert_eq!(reason, Refusal::PastEnd { first: 1, nr: 8, nr_sectors: 8 });
+    assert_eq!(reason, RANGE);
 }
 
 #[test]
@@ -319,7 +319,7 @@ fn a_buffer_has_the_pages_of_its_segments_too() {
     let one = up.frontend.reserve(1).unwrap();
     let other = up.frontend.reserve(1).unwrap();
     assert_eq!(up.frontend.reserve(1), None);
-    let frame = |up: &Upstream, buffer: &Buffer| up.frontend.frames(buffer).next().unwrap();
+    let frame = |up: &Upstream, buffer: &Buffer| up.frames(buffer)[0];
     let last = frame(&up, &one);
     for buffer in [most, other, one] {
         up.frontend.give_back(buffer);
@@ -406,7 +406,7 @@ fn what_is_abandoned_has_failed() {
     assert_eq!(up.results(), []);
     assert_eq!(up.requests(), []);
     assert_eq!(up.frontend.nr_in_flight(), 0);
-    let refused = Refused { reason: Refusal::Gone, request: Request::Flush };
+    let refused = Refused { reason: Refusal::Failed(Failure::Gone), request: Request::Flush };
     assert_eq!(up.frontend.submit(Tag(4), Request::Flush), Err(refused));
     assert_eq!(up.frontend.broken(), None);
 }

@@ -8,11 +8,10 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use blkfront::{Broken, Disk, Failure, Refusal, Refused, Request, Tag};
-use blkif::{
-    OpCode, ProducerOverrun, Request as Wire, RequestId, Response, Sector, Status, layout,
-};
+use blkfront::{Broken, Disk};
+use blkif::{OpCode, ProducerOverrun, Request as Wire, RequestId, Response, Status, layout};
 use proptest::prelude::*;
+use store::{Device, Failure, Refusal, Refused, Request, Tag};
 use upstream::{DISK, Upstream};
 use xen_abi::PAGE_SIZE;
 
@@ -41,7 +40,7 @@ fn is_dead(mut up: Upstream, broken: Broken, failed: &[u64]) {
     let nr_accesses = Rc::new(Cell::new(0));
     let count = nr_accesses.clone();
     up.ring_page.set_hook(move |_, _| count.set(count.get() + 1));
-    let refused = Refused { reason: Refusal::Gone, request: Request::Flush };
+    let refused = Refused { reason: Refusal::Failed(Failure::Gone), request: Request::Flush };
     assert_eq!(up.frontend.submit(Tag(9), Request::Flush), Err(refused));
     up.publish();
     assert_eq!(up.results(), []);
@@ -329,7 +328,7 @@ proptest! {
                 Act::Ask(sector, nr_sectors) => {
                     if let Some(buffer) = up.frontend.reserve(nr_sectors) {
                         last_tag += 1;
-                        let request = Request::Read { sector: Sector(sector), buffer };
+                        let request = Request::Read { sector, buffer };
                         match up.frontend.submit(Tag(last_tag), request) {
                             Ok(()) => prop_assert!(open.insert(last_tag)),
                             Err(Refused { request: Request::Read { buffer, .. }, .. }) => {

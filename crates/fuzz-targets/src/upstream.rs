@@ -4,11 +4,10 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use blkfront::{
-    Buffer, Completion, Disk, Failure, Frontend, KeyError, Refused, Request, Retired, Ring, Tag,
-};
-use blkif::{Abi, OpCode, RequestId, Response, Sector, Status, keys, layout};
+use blkfront::{Buffer, Disk, Frontend, KeyError, Retired, Ring};
+use blkif::{Abi, OpCode, RequestId, Response, Status, keys, layout};
 use sim::{GrantAccess, Machine, OwnGrants, Page, Region};
+use store::{Completion, Device, Failure, Refused, Request, Tag};
 use xen_abi::{DomId, Gfn, GrantHandle, GrantRef, PAGE_SIZE};
 
 use crate::input::Input;
@@ -66,9 +65,8 @@ fn disk(input: &mut Input) -> Result<Disk, KeyError> {
     });
     let disk = Disk::parse(values.each_ref().map(|value| value.as_deref()))?;
     assert!((1..=1 << 54).contains(&disk.nr_sectors));
-    assert!(disk.logical_bytes.is_power_of_two() && disk.logical_bytes.is_multiple_of(512));
-    assert!(disk.logical_bytes <= 4096 && disk.nr_sectors.is_multiple_of(disk.sectors_per_block()));
-    assert!(disk.physical_bytes.is_multiple_of(disk.logical_bytes));
+    assert!(disk.nr_sectors.is_multiple_of(disk.logical.sectors()));
+    assert!(disk.physical_bytes.is_multiple_of(disk.logical.bytes()));
     assert!((11..=256).contains(&disk.max_segments));
     Ok(disk)
 }
@@ -149,7 +147,9 @@ impl Lab {
         match choice {
             0..=3 => self.ask(),
             4..=6 => {
-                self.frontend.publish(&mut self.grants);
+                if let Some(port) = self.frontend.publish() {
+                    self.machine.events().send(self.us, port).expect("our port");
+                }
                 self.learn();
             }
             7..=10 => self.answer(),
@@ -172,12 +172,12 @@ impl Lab {
             let mut input = self.input.borrow_mut();
             (input.below(8), u64::from(input.u16()), u32::from(input.u16()) % 400)
         };
-        let sector = Sector(if sector > 60_000 { u64::MAX - sector } else { sector });
+        let sector = if sector > 60_000 { u64::MAX - sector } else { sector };
         let mut frames = Vec::new();
         let mut buffer = || {
             let buffer = self.frontend.reserve(nr_sectors)?;
             assert_eq!(buffer.nr_sectors(), nr_sectors);
-            frames.extend(self.frontend.frames(&buffer));
+            self.frontend.frames(&buffer, &mut |frame| frames.push(frame));
             assert_eq!(frames.len(), nr_sectors.div_ceil(8) as usize);
             for &frame in &frames {
                 assert!((FIRST.0..FIRST.0 + NR_FRAMES).contains(&frame.0), "{frame} is no frame");
@@ -199,7 +199,7 @@ impl Lab {
                 self.open.insert(self.last_tag, Open { transfer: !frames.is_empty(), frames });
             }
             Err(Refused { request, .. }) => {
-                if let Request::Read { buffer, .. } | Request::Write { buffer, .. } = request {
+                if let Some(buffer) = request.into_buffer() {
                     self.give_back(buffer);
                 }
             }
@@ -207,9 +207,7 @@ impl Lab {
     }
 
     fn give_back(&mut self, buffer: Buffer) {
-        for frame in self.frontend.frames(&buffer) {
-            assert!(self.held.remove(&frame));
-        }
+        self.frontend.frames(&buffer, &mut |frame| assert!(self.held.remove(&frame)));
         self.frontend.give_back(buffer);
     }
 
@@ -263,7 +261,8 @@ impl Lab {
         while let Some(Completion { tag, result, buffer }) = self.frontend.complete() {
             let Some(open) = self.open.remove(&tag.0) else { panic!("{tag:?} is over twice") };
             if let Some(buffer) = buffer {
-                let frames: Vec<Gfn> = self.frontend.frames(&buffer).collect();
+                let mut frames = Vec::new();
+                self.frontend.frames(&buffer, &mut |frame| frames.push(frame));
                 assert_eq!(frames, open.frames);
                 self.give_back(buffer);
             } else {

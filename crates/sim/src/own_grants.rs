@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use blkfront::{GrantTable, StillInUse};
-use xen_abi::{DomId, EvtchnPort, Gfn, GrantRef};
+use xen_abi::{DomId, Gfn, GrantRef};
 
 use crate::{GrantAccess, Machine, Page, Region, STALE_BYTE};
 
@@ -65,9 +65,5 @@ impl GrantTable for OwnGrants {
 
     fn end_access(&mut self, gref: GrantRef) -> Result<(), StillInUse> {
         self.machine.grants().end_access(self.domid, gref).map_err(|_| StillInUse(gref))
-    }
-
-    fn notify(&mut self, port: EvtchnPort) {
-        let _ = self.machine.events().send(self.domid, port);
     }
 }

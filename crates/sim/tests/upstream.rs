@@ -10,10 +10,11 @@ mod upstream;
 
 use std::time::Duration;
 
-use blkfront::{Access, Event};
+use blkfront::Event;
 use blkif::RingOrder;
 use sim::toolstack::{Detach, Device, DiskSpec, Operation};
 use sim::{Expect, Lab, seeds};
+use store::Access;
 use upstream::{Config, Upstream};
 use xen_abi::{DomId, GntStatus};
 
@@ -80,7 +81,7 @@ fn every_byte_is_as_the_model_has_it_while_the_disk_grows() {
         let config = random(&mut lab);
         let target = format!("ram,size=2M,block={block}");
         let (device, mut up) = connect(&mut lab, &DiskSpec::new("xvdb", &target), config);
-        assert_eq!(up.disk().unwrap().logical_bytes, block);
+        assert_eq!(up.disk().unwrap().logical.bytes(), block);
         io(&mut lab, &mut up, 150);
 
         up.wanted = 150;

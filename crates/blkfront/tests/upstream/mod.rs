@@ -2,19 +2,19 @@
 
 #![allow(dead_code, reason = "each test file uses what it needs")]
 
-use blkfront::{Access, Completion, Disk, Flush, Frontend, Request, Retired, Ring, Tag};
+use blkfront::{Buffer, Disk, Flush, Frontend, Retired, Ring};
 use blkif::{
-    Abi, BackRing, MaxIndirectSegments, Operation, Request as Wire, Response, Sector, Segment,
-    Status,
+    Abi, BackRing, MaxIndirectSegments, Operation, Request as Wire, Response, Segment, Status,
 };
 use sim::{GrantAccess, Machine, OwnGrants, Page, Region};
+use store::{Access, BlockSize, Completion, Device, Failure, Request, Tag};
 use xen_abi::{DomId, EvtchnPort, Gfn, GrantHandle, GrantRef};
 
 pub const FIRST: Gfn = Gfn(100);
 
 pub const DISK: Disk = Disk {
     nr_sectors: 1 << 20,
-    logical_bytes: 512,
+    logical: BlockSize::B512,
     physical_bytes: 512,
     access: Access::ReadWrite,
     flush: Flush::Cache,
@@ -83,15 +83,17 @@ impl Upstream {
 
     pub fn read(&mut self, tag: u64, sector: u64, nr_sectors: u32) {
         let buffer = self.frontend.reserve(nr_sectors).unwrap();
-        self.submit(tag, Request::Read { sector: Sector(sector), buffer });
+        self.submit(tag, Request::Read { sector, buffer });
     }
 
-    pub fn submit(&mut self, tag: u64, request: Request) {
+    pub fn submit(&mut self, tag: u64, request: Request<Buffer>) {
         self.frontend.submit(Tag(tag), request).unwrap();
     }
 
     pub fn publish(&mut self) {
-        self.frontend.publish(&mut self.grants);
+        if let Some(port) = self.frontend.publish() {
+            self.machine.events().send(self.us, port).unwrap();
+        }
     }
 
     /// What the backend finds in the ring.
@@ -111,12 +113,19 @@ impl Upstream {
         let _ = self.ring.publish();
     }
 
-    pub fn completions(&mut self) -> Vec<Completion> {
+    pub fn completions(&mut self) -> Vec<Completion<Buffer>> {
         std::iter::from_fn(|| self.frontend.complete()).collect()
     }
 
+    /// The frames of a buffer.
+    pub fn frames(&self, buffer: &Buffer) -> Vec<Gfn> {
+        let mut frames = Vec::new();
+        self.frontend.frames(buffer, &mut |frame| frames.push(frame));
+        frames
+    }
+
     /// What is completed: tag and result. Buffers are given back.
-    pub fn results(&mut self) -> Vec<(u64, Result<(), blkfront::Failure>)> {
+    pub fn results(&mut self) -> Vec<(u64, Result<(), Failure>)> {
         let mut results = Vec::new();
         for Completion { tag, result, buffer } in self.completions() {
             if let Some(buffer) = buffer {

@@ -4,12 +4,12 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use blkfront::{
-    Access, Action, Completion, Disk, Event, Failure, Frontend, Handshake, Request, Retired, Ring,
-    Tag, offered_ring_order,
+    Action, Buffer, Disk, Event, Frontend, Handshake, Retired, Ring, offered_ring_order,
 };
-use blkif::{RingOrder, Sector, keys};
+use blkif::{RingOrder, keys};
 use sim::toolstack::Device;
 use sim::{Expect, Machine, Model, OwnGrants, Region, Rng, Xs};
+use store::{Access, Completion, Device as _, Failure, Refusal, Request, Tag};
 use xen_abi::{EvtchnPort, Gfn, PAGE_SIZE, XenbusState};
 
 const SECTOR: usize = 512;
@@ -287,7 +287,10 @@ impl Upstream {
                 self.ask(&mut frontend);
             }
         }
-        frontend.publish(&mut self.grants);
+        if let Some(port) = frontend.publish() {
+            // A backend that is gone has no port.
+            let _ = self.machine.events().send(us, port);
+        }
         self.frontend = Some(frontend);
     }
 
@@ -300,7 +303,7 @@ impl Upstream {
 
     fn ask(&mut self, frontend: &mut Frontend<Region>) {
         let disk = *frontend.disk();
-        let block = disk.sectors_per_block();
+        let block = disk.logical.sectors();
         let nr_blocks = disk.nr_sectors / block;
         let longest = (self.config.max_sectors / block).clamp(1, nr_blocks);
         let longest = longest.min(frontend.max_sectors() / block);
@@ -326,16 +329,17 @@ impl Upstream {
         let request = match &plan {
             Plan::Read { .. } => {
                 let Some(buffer) = buffer() else { return };
-                Request::Read { sector: Sector(sector), buffer }
+                Request::Read { sector, buffer }
             }
             Plan::Write { data, .. } => {
                 let Some(buffer) = buffer() else { return };
-                for (frame, chunk) in frontend.frames(&buffer).zip(data.chunks(PAGE_SIZE)) {
-                    self.grants.page(frame).write(0, chunk);
-                }
-                Request::Write { sector: Sector(sector), buffer }
+                let mut chunks = data.chunks(PAGE_SIZE);
+                frontend.frames(&buffer, &mut |frame| {
+                    self.grants.page(frame).write(0, chunks.next().expect("as many"));
+                });
+                Request::Write { sector, buffer }
             }
-            Plan::Discard { .. } => Request::Discard { sector: Sector(sector), nr_sectors },
+            Plan::Discard { .. } => Request::Discard { sector, nr_sectors },
             Plan::Flush => Request::Flush,
         };
         match frontend.submit(Tag(self.last_tag), request) {
@@ -345,27 +349,25 @@ impl Upstream {
                 self.wanted -= 1;
             }
             Err(refused) => {
-                assert!(refused.reason.to_string().contains("are in use"), "{refused:?}");
-                if let Request::Read { buffer, .. } | Request::Write { buffer, .. } =
-                    refused.request
-                {
+                assert!(matches!(refused.reason, Refusal::Full { .. }), "{refused:?}");
+                if let Some(buffer) = refused.request.into_buffer() {
                     frontend.give_back(buffer);
                 }
             }
         }
     }
 
-    fn over(&mut self, frontend: &mut Frontend<Region>, completion: Completion) {
+    fn over(&mut self, frontend: &mut Frontend<Region>, completion: Completion<Buffer>) {
         let Completion { tag, result, buffer } = completion;
         let plan = self.in_flight.remove(&tag.0).expect("a request is over twice");
         let model = self.model.as_mut().expect("connected");
         match (result, &plan) {
             (Ok(()), Plan::Read { sector, nr_sectors }) => {
                 let buffer = buffer.as_ref().expect("of a read");
-                let mut data: Vec<u8> = frontend
-                    .frames(buffer)
-                    .flat_map(|frame| self.grants.page(frame).bytes(0..PAGE_SIZE))
-                    .collect();
+                let mut data = Vec::new();
+                frontend.frames(buffer, &mut |frame| {
+                    data.extend(self.grants.page(frame).bytes(0..PAGE_SIZE));
+                });
                 data.truncate(usize::try_from(*nr_sectors).expect("small") * SECTOR);
                 if let Err(wrong) = model.check(*sector, &data) {
                     panic!("sector {wrong} holds what it should not, read at {sector}");
@@ -376,7 +378,7 @@ impl Upstream {
             (Ok(()), Plan::Flush) => {}
             (Err(Failure::Gone), _) => {}
             (Err(failure), _) => {
-                assert_eq!((failure, self.expect), (Failure::Upstream, Expect::Failures));
+                assert_eq!((failure, self.expect), (Failure::Device, Expect::Failures));
             }
         }
         match result {
