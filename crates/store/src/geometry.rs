@@ -153,6 +153,13 @@ impl SectorRange {
         self.first + self.nr
     }
 
+    /// With what is missing of its first and last `unit` sectors, on a disk of `nr_sectors`.
+    pub(crate) fn widened(self, unit: u64, nr_sectors: u64) -> Self {
+        let first = self.first - self.first % unit;
+        let end = self.end().checked_next_multiple_of(unit).unwrap_or(u64::MAX).min(nr_sectors);
+        Self { first, nr: end - first }
+    }
+
     /// The part of it that lies within `sectors`, if there is one.
     pub(crate) fn within(self, sectors: &Range<u64>) -> Option<Self> {
         let first = self.first.max(sectors.start);

@@ -17,7 +17,7 @@ impl<'a, S: ExtentSink> Joined<'a, S> {
 
     /// The next bytes are here.
     pub(crate) fn add(&mut self, at: FrameAddr, len_bytes: usize) {
-        if self.at.after(self.len_bytes) == at {
+        if self.len_bytes > 0 && self.at.after(self.len_bytes) == at {
             self.len_bytes += len_bytes;
         } else {
             self.pass();

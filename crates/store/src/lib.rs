@@ -15,6 +15,7 @@ mod device_disk;
 mod disk;
 mod geometry;
 mod image;
+mod joined;
 mod memory;
 mod null;
 mod page_disk;

@@ -1,10 +1,8 @@
 //! Disks on a device: what is kept there is not at hand, and comes later.
 
-mod extents;
 mod overlay;
 mod shared;
 
-pub(crate) use extents::Joined;
 pub use overlay::Overlay;
 pub use shared::Shared;
 
@@ -20,6 +18,7 @@ use crate::block_store::{
 };
 use crate::device::{Device, Failure, Request};
 use crate::geometry::{Access, DiscardLimits, Geometry, SECTOR_SHIFT, SECTOR_SIZE, SectorRange};
+use crate::joined::Joined;
 use crate::memory::{FrameAddr, FrameMemory};
 use crate::pool::PagePool;
 use shared::SharedDevice;

@@ -2,9 +2,9 @@
 
 use super::DeviceDisk;
 use crate::block_store::{
-    BlockStore, Discard, ExtentSink, OpenRead, OpenWrite, Progress, Steps, StoreError, Token,
+    BlockStore, Discard, ExtentSink, Naming, OpenRead, OpenWrite, Progress, Steps, StoreError,
+    Token,
 };
-use crate::device::Failure;
 use crate::geometry::{Geometry, SectorRange};
 use crate::memory::FrameMemory;
 use crate::page_disk::PageDisk;
@@ -30,11 +30,11 @@ impl Overlay {
         pool: &PagePool<M>,
     ) -> Result<Self, StoreError> {
         let Geometry { nr_sectors, logical, .. } = BlockStore::<M>::geometry(&base);
-        let pages = PageDisk::new(nr_sectors, logical, cap_pages.unwrap_or(1), pool)?;
+        let pages = PageDisk::fetching(nr_sectors, logical, cap_pages, pool)?;
         Ok(Self { base, pages })
     }
 
-    /// The pages of its own.
+    /// Its own pages.
     #[must_use]
     pub const fn pages(&self) -> &PageDisk {
         &self.pages
@@ -44,8 +44,16 @@ impl Overlay {
     pub fn clear<M: FrameMemory>(&mut self, pool: &mut PagePool<M>, steps: &mut Steps) -> Progress {
         self.pages.clear(pool, steps)
     }
+
+    /// Has the pages use what was read of the base, which is ready.
+    fn fetch(&mut self, token: Option<&Token>, range: SectorRange) -> Result<(), StoreError> {
+        self.pages.fetched(range, |each| self.base.frames(token, each))
+    }
 }
 
+/// A read is done at once where all of it is in own pages, else all of it is read of the base, too:
+/// own pages win when it is there. A write that keeps part of a page which is not there reads that
+/// part first, and is open meanwhile: no other can change what it looked at.
 impl<M: FrameMemory> BlockStore<M> for Overlay {
     fn geometry(&self) -> Geometry {
         BlockStore::<M>::geometry(&self.pages)
@@ -57,11 +65,35 @@ impl<M: FrameMemory> BlockStore<M> for Overlay {
 
     fn begin_read(
         &mut self,
-        _pool: &mut PagePool<M>,
-        _range: SectorRange,
-        _sink: &mut impl ExtentSink,
+        pool: &mut PagePool<M>,
+        range: SectorRange,
+        sink: &mut impl ExtentSink,
     ) -> Result<OpenRead, StoreError> {
-        Err(StoreError::Device(Failure::NotSupported))
+        if self.pages.has(pool, range) {
+            return self.pages.begin_read(pool, range, sink);
+        }
+        Ok(OpenRead { token: Some(self.base.read(range)?), naming: Naming::Later })
+    }
+
+    fn resume_read(
+        &mut self,
+        pool: &mut PagePool<M>,
+        read: &mut OpenRead,
+        range: SectorRange,
+        sink: &mut impl ExtentSink,
+    ) -> Result<(), StoreError> {
+        self.fetch(read.token(), range)?;
+        // From now on the pool counts it, too.
+        let OpenRead { naming, .. } = self.pages.begin_read(pool, range, sink)?;
+        read.naming = naming;
+        Ok(())
+    }
+
+    fn end_read(&mut self, pool: &mut PagePool<M>, read: OpenRead) {
+        self.base.end(read.token);
+        if read.naming == Naming::Done {
+            pool.end_read(OpenRead { token: None, naming: Naming::Done });
+        }
     }
 
     fn begin_write(
@@ -70,7 +102,35 @@ impl<M: FrameMemory> BlockStore<M> for Overlay {
         range: SectorRange,
         sink: &mut impl ExtentSink,
     ) -> Result<OpenWrite, StoreError> {
-        self.pages.begin_write(pool, range, sink)
+        let mut write = self.pages.open_write(range)?;
+        let begun = match self.pages.missing(pool, range) {
+            None => self.pages.reserve(pool, &mut write, sink),
+            Some(missing) => self.base.read(missing).map(|token| {
+                (write.token, write.naming) = (Some(token), Naming::Later);
+            }),
+        };
+        match begun {
+            Ok(()) => Ok(write),
+            Err(error) => {
+                self.pages.abort_write(pool, write);
+                Err(error)
+            }
+        }
+    }
+
+    fn resume_write(
+        &mut self,
+        pool: &mut PagePool<M>,
+        write: &mut OpenWrite,
+        sink: &mut impl ExtentSink,
+    ) -> Result<(), StoreError> {
+        let missing = self.pages.missing(pool, write.range).ok_or(StoreError::Stale)?;
+        self.fetch(write.token(), missing)?;
+        self.pages.reserve(pool, write, sink)?;
+        // It is copied.
+        self.base.end(write.token.take());
+        write.naming = Naming::Done;
+        Ok(())
     }
 
     fn commit_write(
@@ -78,10 +138,15 @@ impl<M: FrameMemory> BlockStore<M> for Overlay {
         pool: &mut PagePool<M>,
         write: OpenWrite,
     ) -> Result<Progress, StoreError> {
+        if write.naming == Naming::Later {
+            self.abort_write(pool, write);
+            return Err(StoreError::Stale);
+        }
         self.pages.commit_write(pool, write)
     }
 
-    fn abort_write(&mut self, pool: &mut PagePool<M>, write: OpenWrite) {
+    fn abort_write(&mut self, pool: &mut PagePool<M>, mut write: OpenWrite) {
+        self.base.end(write.token.take());
         self.pages.abort_write(pool, write);
     }
 

@@ -175,16 +175,18 @@ impl<D: Device> Shared<D> {
         while let Some(Completion { tag, result, buffer }) =
             self.device.as_mut().and_then(Device::complete)
         {
-            match self.find(tag).map(|index| (index, &mut self.operations[index].state)) {
-                Some((_, state @ State::UnderWay)) => {
-                    *state = State::Ready { result, buffer };
-                    self.news = true;
-                }
-                Some((index, State::Abandoned)) => {
-                    self.give_back(buffer);
-                    self.close(index);
-                }
-                _ => debug_assert!(false, "{tag:?} is over, but not under way"),
+            let Some(index) = self.find(tag) else {
+                debug_assert!(false, "{tag:?} is over, but was not open");
+                self.give_back(buffer);
+                continue;
+            };
+            let state = &mut self.operations[index].state;
+            if let State::Abandoned = state {
+                self.give_back(buffer);
+                self.close(index);
+            } else {
+                *state = State::Ready { result, buffer };
+                self.news = true;
             }
         }
     }

@@ -1,5 +1,6 @@
 //! The disk of pages: thin, over zeroes or over an image.
 
+mod base;
 mod requests;
 mod run;
 
@@ -14,6 +15,7 @@ use crate::image::Image;
 use crate::memory::FrameMemory;
 use crate::pool::PagePool;
 use crate::table::{PageTable, Tree, drop_tree};
+use base::{Base, Fetched};
 use requests::Written;
 
 const SECTORS_PER_PAGE: u64 = (PAGE_SIZE / SECTOR_SIZE) as u64;
@@ -33,8 +35,8 @@ pub struct PageDisk {
     nr_sectors: u64,
     logical: BlockSize,
     access: Access,
-    /// What lies below the pages: an image, or zeroes.
-    base: Option<Rc<Image>>,
+    /// What lies below the pages.
+    base: Base,
     /// Pages that it can have.
     cap_pages: u64,
     table: PageTable,
@@ -79,7 +81,7 @@ impl PageDisk {
             nr_sectors,
             logical,
             access: Access::ReadWrite,
-            base: None,
+            base: Base::Zeroes,
             cap_pages,
             table: PageTable::new(nr_sectors.div_ceil(SECTORS_PER_PAGE)),
             dropped: None,
@@ -100,15 +102,35 @@ impl PageDisk {
         cap_pages: Option<u64>,
         pool: &PagePool<M>,
     ) -> Result<Self, StoreError> {
-        let nr_sectors = image.nr_sectors();
+        let disk = Self::thin(image.nr_sectors(), BlockSize::B512, cap_pages, pool)?;
+        Ok(Self { base: Base::Image(image), ..disk })
+    }
+
+    /// A disk whose base has to be [fetched](Self::fetched). Its cap is as that of an
+    /// [`overlay`](Self::overlay).
+    pub(crate) fn fetching<M: FrameMemory>(
+        nr_sectors: u64,
+        logical: BlockSize,
+        cap_pages: Option<u64>,
+        pool: &PagePool<M>,
+    ) -> Result<Self, StoreError> {
+        let disk = Self::thin(nr_sectors, logical, cap_pages, pool)?;
+        Ok(Self { base: Base::Fetched(Fetched::none(nr_sectors)), ..disk })
+    }
+
+    fn thin<M: FrameMemory>(
+        nr_sectors: u64,
+        logical: BlockSize,
+        cap_pages: Option<u64>,
+        pool: &PagePool<M>,
+    ) -> Result<Self, StoreError> {
         let cap_pages = cap_pages.unwrap_or_else(|| {
             let nr_pages = nr_sectors.div_ceil(SECTORS_PER_PAGE);
             let usable = pool.nr_usable();
             let nr_nodes = PageTable::new(nr_pages).nr_nodes_for(usable);
             nr_pages.min(usable.saturating_sub(nr_nodes))
         });
-        let disk = Self::new(nr_sectors, BlockSize::B512, cap_pages, pool)?;
-        Ok(Self { base: Some(image), ..disk })
+        Self::new(nr_sectors, logical, cap_pages, pool)
     }
 
     /// A disk that begins as this one is now: a snapshot if it is read-only, else a clone. They
@@ -174,7 +196,7 @@ impl PageDisk {
     ) -> Result<Progress, StoreError> {
         self.check_writable()?;
         self.logical.check_size(nr_sectors)?;
-        if nr_sectors > self.nr_sectors || self.base.is_some() {
+        if nr_sectors > self.nr_sectors || !self.base.is_zeroes() {
             return Err(StoreError::Shrinks { wanted: nr_sectors, nr_sectors: self.nr_sectors });
         }
         let nr_pages = nr_sectors.div_ceil(SECTORS_PER_PAGE);
@@ -249,7 +271,10 @@ impl PageDisk {
     /// The image it stands on, if it does.
     #[must_use]
     pub const fn base(&self) -> Option<&Rc<Image>> {
-        self.base.as_ref()
+        match &self.base {
+            Base::Image(image) => Some(image),
+            Base::Zeroes | Base::Fetched(_) => None,
+        }
     }
 
     /// Everything that its pages hang off, and what they come to.

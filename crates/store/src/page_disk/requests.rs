@@ -4,6 +4,7 @@ use core::ops::Range;
 
 use xen_abi::{Gfn, PAGE_SIZE};
 
+use super::base::Base;
 use super::run::{Part, Parts};
 use super::{PageDisk, SECTORS_PER_PAGE};
 use crate::block_store::{
@@ -32,6 +33,18 @@ enum Coverage {
     Whole,
     /// Its first or last page keeps some of what was there when the write began.
     Partial,
+}
+
+impl Coverage {
+    const fn by(range: SectorRange) -> Self {
+        if range.first().is_multiple_of(SECTORS_PER_PAGE)
+            && range.end().is_multiple_of(SECTORS_PER_PAGE)
+        {
+            Self::Whole
+        } else {
+            Self::Partial
+        }
+    }
 }
 
 impl PageDisk {
@@ -77,60 +90,47 @@ impl PageDisk {
         part: Part,
         sink: &mut impl ExtentSink,
     ) -> Result<(), StoreError> {
-        match (part, &self.base) {
-            (Part::Frames { at, len_bytes }, _) => sink.extent(Extent::Frames { at, len_bytes }),
-            (Part::Absent { len_bytes, .. }, None) => sink.extent(Extent::Zero { len_bytes }),
-            (Part::Absent { offset, len_bytes }, Some(image)) => {
-                image.read(pool, offset, len_bytes, sink)?;
-            }
+        match part {
+            Part::Frames { at, len_bytes } => sink.extent(Extent::Frames { at, len_bytes }),
+            Part::Absent { offset, len_bytes } => self.base.name(pool, offset, len_bytes, sink)?,
         }
         Ok(())
     }
 
-    /// Copies what the base has at byte `offset` to `to`.
-    fn fill<M: FrameMemory>(
+    /// Whether a range lies in pages of the disk's own.
+    pub(crate) fn has<M: FrameMemory>(&self, pool: &PagePool<M>, range: SectorRange) -> bool {
+        pages(range).all(|number| self.table.leaf(pool, number).page(pool, number).is_some())
+    }
+
+    /// What a write of a range needs of the base, if anything: from the first to the last sector
+    /// that it keeps of pages which the disk does not have.
+    pub(crate) fn missing<M: FrameMemory>(
         &self,
-        pool: &mut PagePool<M>,
-        offset: u64,
-        to: FrameAddr,
-        len_bytes: usize,
+        pool: &PagePool<M>,
+        range: SectorRange,
+    ) -> Option<SectorRange> {
+        let whole = range.widened(SECTORS_PER_PAGE, self.nr_sectors);
+        let is_absent = |sector: u64| {
+            let number = sector / SECTORS_PER_PAGE;
+            self.table.leaf(pool, number).page(pool, number).is_none()
+        };
+        let before = whole.first() < range.first() && is_absent(whole.first());
+        let after = range.end() < whole.end() && is_absent(range.end());
+        let first = if before { whole.first() } else { range.end() };
+        let end = if after { whole.end() } else { range.first() };
+        whole.within(&(first..end))
+    }
+
+    /// Says where a range of the base is.
+    pub(crate) fn fetched(
+        &mut self,
+        range: SectorRange,
+        frames: impl FnOnce(&mut dyn FnMut(Gfn)) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        let Some(image) = &self.base else {
-            pool.memory_mut().zero(to, len_bytes);
-            return Ok(());
-        };
-        let read = pool.begin_read();
-        let mut done = 0;
-        let result = loop {
-            if done >= len_bytes {
-                break Ok(());
-            }
-            // The pool is the image's while it names extents. Nearly always there is but one.
-            let mut first = None;
-            let mut sink = |extent| _ = first.get_or_insert(extent);
-            if let Err(error) = image.read(pool, offset + done as u64, len_bytes - done, &mut sink)
-            {
-                break Err(error);
-            }
-            let to = to.after(done);
-            done += match first {
-                Some(Extent::Frames { at, len_bytes }) => {
-                    pool.memory_mut().copy(at, to, len_bytes);
-                    len_bytes
-                }
-                Some(Extent::Zero { len_bytes } | Extent::Discarded { len_bytes }) => {
-                    pool.memory_mut().zero(to, len_bytes);
-                    len_bytes
-                }
-                None => {
-                    debug_assert!(false, "an image names fewer bytes than were asked for");
-                    pool.memory_mut().zero(to, len_bytes - done);
-                    len_bytes - done
-                }
-            };
-        };
-        pool.end_read(read);
-        result
+        match &mut self.base {
+            Base::Fetched(fetched) => fetched.set(range, frames),
+            Base::Zeroes | Base::Image(_) => Ok(()),
+        }
     }
 
     /// Checks that the disk may have one more page and `nr_nodes` more nodes. With its table it takes
@@ -148,14 +148,32 @@ impl PageDisk {
         }
     }
 
+    /// Opens a write for which nothing is reserved yet.
+    pub(crate) fn open_write(&mut self, range: SectorRange) -> Result<OpenWrite, StoreError> {
+        if self.access == Access::ReadOnly {
+            return Err(StoreError::ReadOnly);
+        }
+        let written = Written { pages: pages(range), coverage: Coverage::by(range) };
+        if !self.may_open(&written) {
+            return Err(StoreError::Busy);
+        }
+        // Once it has grown to what its frontends keep open, nothing is allocated here.
+        if self.open_writes.try_reserve(1).is_err() {
+            return Err(StoreError::NoHeap);
+        }
+        self.nr_partial_writes += usize::from(written.coverage == Coverage::Partial);
+        self.open_writes.push(written);
+        Ok(OpenWrite::new(range))
+    }
+
     /// Reserves a page for each that a write is to replace, and names them.
-    fn reserve<M: FrameMemory>(
+    pub(crate) fn reserve<M: FrameMemory>(
         &mut self,
         pool: &mut PagePool<M>,
         write: &mut OpenWrite,
-        coverage: Coverage,
         sink: &mut impl ExtentSink,
     ) -> Result<(), StoreError> {
+        let coverage = Coverage::by(write.range);
         let mut leaf: Option<Leaf> = None;
         let mut tail = Tail::default();
         let mut parts = Parts::of(write.range);
@@ -230,7 +248,10 @@ impl PageDisk {
                     let from = FrameAddr::start_of(old).after(rest.start);
                     pool.memory_mut().copy(from, to, rest.len());
                 }
-                None => self.fill(pool, byte_of(number) + rest.start as u64, to, rest.len())?,
+                None => {
+                    let offset = byte_of(number) + rest.start as u64;
+                    self.base.fill(pool, offset, to, rest.len())?;
+                }
             }
         }
         Ok(())
@@ -287,9 +308,9 @@ impl PageDisk {
 impl<M: FrameMemory> BlockStore<M> for PageDisk {
     fn geometry(&self) -> Geometry {
         let secure = match &self.base {
-            Some(_) => SecureDiscard::No,
-            None if self.is_shared() => SecureDiscard::Shared,
-            None => SecureDiscard::Offered,
+            Base::Zeroes if self.is_shared() => SecureDiscard::Shared,
+            Base::Zeroes => SecureDiscard::Offered,
+            Base::Image(_) | Base::Fetched(_) => SecureDiscard::No,
         };
         Geometry {
             nr_sectors: self.nr_sectors,
@@ -302,7 +323,7 @@ impl<M: FrameMemory> BlockStore<M> for PageDisk {
     }
 
     fn unpack_unit_bytes(&self) -> Option<u64> {
-        self.base.as_ref().and_then(|image| image.unpack_unit_bytes())
+        self.base().and_then(|image| image.unpack_unit_bytes())
     }
 
     fn begin_read(
@@ -320,30 +341,14 @@ impl<M: FrameMemory> BlockStore<M> for PageDisk {
         range: SectorRange,
         sink: &mut impl ExtentSink,
     ) -> Result<OpenWrite, StoreError> {
-        if self.access == Access::ReadOnly {
-            return Err(StoreError::ReadOnly);
+        let mut write = self.open_write(range)?;
+        match self.reserve(pool, &mut write, sink) {
+            Ok(()) => Ok(write),
+            Err(error) => {
+                self.abort_write(pool, write);
+                Err(error)
+            }
         }
-        let whole = range.first().is_multiple_of(SECTORS_PER_PAGE)
-            && range.end().is_multiple_of(SECTORS_PER_PAGE);
-        let written = Written {
-            pages: pages(range),
-            coverage: if whole { Coverage::Whole } else { Coverage::Partial },
-        };
-        if !self.may_open(&written) {
-            return Err(StoreError::Busy);
-        }
-        // Once it has grown to what its frontends keep open, nothing is allocated here.
-        if self.open_writes.try_reserve(1).is_err() {
-            return Err(StoreError::NoHeap);
-        }
-        let mut write = OpenWrite::new(range);
-        if let Err(error) = self.reserve(pool, &mut write, written.coverage, sink) {
-            self.give_back(pool, write);
-            return Err(error);
-        }
-        self.nr_partial_writes += usize::from(written.coverage == Coverage::Partial);
-        self.open_writes.push(written);
-        Ok(write)
     }
 
     fn commit_write(
@@ -385,7 +390,7 @@ impl<M: FrameMemory> BlockStore<M> for PageDisk {
         if self.access == Access::ReadOnly {
             return Err(StoreError::ReadOnly);
         }
-        if discard == Discard::Secure && self.base.is_some() {
+        if discard == Discard::Secure && !self.base.is_zeroes() {
             return Err(StoreError::NotSecure);
         }
         self.check_quiet()?;
