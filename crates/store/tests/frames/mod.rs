@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "no test file uses all of it")]
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
 use store::{
@@ -15,12 +16,13 @@ pub const SECTOR: usize = 512;
 /// What every frame holds before it is used.
 pub const POISON: u8 = 0xa5;
 
-#[derive(Debug)]
-pub struct Frames(Vec<u8>);
+/// Clones are the same memory: a device has one.
+#[derive(Clone, Debug)]
+pub struct Frames(Rc<RefCell<Vec<u8>>>);
 
 impl Frames {
     pub fn new(nr: usize) -> Self {
-        Self(vec![POISON; nr * PAGE_SIZE])
+        Self(Rc::new(RefCell::new(vec![POISON; nr * PAGE_SIZE])))
     }
 
     fn start(at: FrameAddr) -> usize {
@@ -30,24 +32,24 @@ impl Frames {
 
 impl FrameMemory for Frames {
     fn read(&self, at: FrameAddr, into: &mut [u8]) {
-        into.copy_from_slice(&self.0[Self::start(at)..][..into.len()]);
+        into.copy_from_slice(&self.0.borrow()[Self::start(at)..][..into.len()]);
     }
 
     fn write(&mut self, at: FrameAddr, from: &[u8]) {
-        self.0[Self::start(at)..][..from.len()].copy_from_slice(from);
+        self.0.borrow_mut()[Self::start(at)..][..from.len()].copy_from_slice(from);
     }
 
     fn zero(&mut self, at: FrameAddr, len_bytes: usize) {
-        self.0[Self::start(at)..][..len_bytes].fill(0);
+        self.0.borrow_mut()[Self::start(at)..][..len_bytes].fill(0);
     }
 
     fn copy(&mut self, from: FrameAddr, to: FrameAddr, len_bytes: usize) {
         let from = Self::start(from);
-        self.0.copy_within(from..from + len_bytes, Self::start(to));
+        self.0.borrow_mut().copy_within(from..from + len_bytes, Self::start(to));
     }
 
     fn load_u32(&self, at: FrameAddr) -> u32 {
-        u32::from_ne_bytes(*self.0[Self::start(at)..].first_chunk().unwrap())
+        u32::from_ne_bytes(*self.0.borrow()[Self::start(at)..].first_chunk().unwrap())
     }
 
     fn store_u32(&mut self, at: FrameAddr, value: u32) {
