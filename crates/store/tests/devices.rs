@@ -11,9 +11,9 @@ use std::rc::Rc;
 use device::{Fake, Lab, NR_FRAMES, NR_SECTORS, begin, begin_write, byte, later, plenty, range};
 use frames::{Frames, SECTOR};
 use store::{
-    Access, BlockSize, BlockStore, DeviceDisk, Discard, DiscardLimits, Extent, Failure, Flushing,
-    FrameAddr, Geometry, Naming, Progress, Request, SectorRange, SecureDiscard, Shared, Slice,
-    StoreError, Want,
+    Access, BlockSize, BlockStore, Device as _, DeviceDisk, Discard, DiscardLimits, Extent,
+    Failure, Flushing, FrameAddr, Geometry, Naming, Progress, Request, SectorRange, SecureDiscard,
+    Shared, Slice, StoreError, Want,
 };
 use xen_abi::Gfn;
 
@@ -262,6 +262,45 @@ fn without_buffers_it_is_busy_until_there_are() {
         disk.end_read(&mut lab.pool, read);
     }
     other.abort_write(&mut lab.pool, held);
+    lab.assert_clean();
+}
+
+#[test]
+fn room_that_somebody_else_made_is_news() {
+    let mut lab = Lab::new();
+    let mut disk = lab.disk();
+    // Buffers that other namespaces of a controller have.
+    let taken = lab.fake(|fake| fake.reserve(8 * u32::try_from(NR_FRAMES).unwrap() - 8)).unwrap();
+    assert_eq!(begin(&mut disk, &mut lab, 0, 20).map(|_| ()), Err(StoreError::Busy));
+    assert_eq!(begin(&mut disk, &mut lab, 0, 9).map(|_| ()), Err(StoreError::Busy));
+    assert!(!lab.pump());
+    lab.fake(|fake| fake.give_back(taken));
+    assert!(lab.pump());
+    assert!(!lab.pump());
+    lab.assert_clean();
+}
+
+#[test]
+fn others_requests_leave_room_for_a_flush() {
+    let mut lab = Lab::with(|fake| fake.max_requests = 2000);
+    let (mut disk, mut other) = (lab.disk(), lab.disk());
+    let sector = range(&disk, 0, 1);
+    let mut discard =
+        |lab: &mut Lab| other.discard(&mut lab.pool, sector, Discard::Plain, &mut plenty());
+    let discards: Vec<_> = (0..1024).map(|_| later(discard(&mut lab))).collect();
+    assert_eq!(discard(&mut lab), Err(StoreError::Busy));
+    assert!(!lab.pump());
+    let flush = later(disk.flush(&mut lab.pool));
+    lab.fake(|fake| fake.finish(1024, Ok(())));
+    assert!(lab.pump());
+    assert_eq!(disk.conclude(&mut lab.pool, flush), Ok(Progress::Done));
+    assert!(!lab.pump(), "there is room for flushes alone");
+    lab.finish();
+    for token in discards {
+        assert_eq!(other.conclude(&mut lab.pool, token), Ok(Progress::Done));
+    }
+    assert!(lab.pump());
+    assert!(!lab.pump());
     lab.assert_clean();
 }
 

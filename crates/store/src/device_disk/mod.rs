@@ -153,7 +153,7 @@ impl<M: FrameMemory> BlockStore<M> for DeviceDisk {
         _sink: &mut impl ExtentSink,
     ) -> Result<OpenRead, StoreError> {
         // The pool does not count it: a slow device would keep what others release from them.
-        Ok(OpenRead { token: Some(self.read(range)?), naming: Naming::Later })
+        Ok(OpenRead::later(self.read(range)?))
     }
 
     fn resume_read(
@@ -164,7 +164,7 @@ impl<M: FrameMemory> BlockStore<M> for DeviceDisk {
         sink: &mut impl ExtentSink,
     ) -> Result<(), StoreError> {
         self.name(read.token(), range, sink)?;
-        read.naming = Naming::Done;
+        read.set_named();
         Ok(())
     }
 
@@ -183,7 +183,7 @@ impl<M: FrameMemory> BlockStore<M> for DeviceDisk {
         }
         let request = Request::Write { sector: self.sector(range), buffer: len(range)? };
         let token = self.device.borrow_mut().reserve(request)?;
-        let write = OpenWrite { token: Some(token), ..OpenWrite::new(range) };
+        let write = OpenWrite::with_token(range, token, Naming::Done);
         match self.name(write.token(), range, sink) {
             Ok(()) => Ok(write),
             Err(error) => {

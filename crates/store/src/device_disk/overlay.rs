@@ -72,7 +72,7 @@ impl<M: FrameMemory> BlockStore<M> for Overlay {
         if self.pages.has(pool, range) {
             return self.pages.begin_read(pool, range, sink);
         }
-        Ok(OpenRead { token: Some(self.base.read(range)?), naming: Naming::Later })
+        Ok(OpenRead::later(self.base.read(range)?))
     }
 
     fn resume_read(

@@ -10,8 +10,9 @@ use crate::block_store::{Flushing, StoreError, Token};
 use crate::device::{Completion, Device, Failure, Refusal, Refused, Request, Tag};
 use crate::geometry::{Access, BlockSize, Geometry};
 
-/// Operations that can be open at once.
-const MAX_OPERATIONS: usize = 4096;
+/// Operations that can be open at once, but for flushes: of those each frontend waits for one, and
+/// nobody shall lose his to others' requests.
+const MAX_OPERATIONS: usize = 1024;
 
 /// A device that any number of disks are on, connected or not.
 ///
@@ -28,8 +29,8 @@ pub struct Shared<D: Device> {
     nr_open: usize,
     /// Those that the device had no room for, in their order.
     waiting: VecDeque<u32>,
-    /// Whether something was busy, and nothing was let go of since.
-    refused: bool,
+    /// The shortest buffer that was refused as busy, in sectors; 0 of an operation without.
+    refused: Option<u32>,
     /// Whether the next pump has something to tell.
     news: bool,
 }
@@ -109,7 +110,7 @@ impl<D: Device> Shared<D> {
             free: None,
             nr_open: 0,
             waiting: VecDeque::new(),
-            refused: false,
+            refused: None,
             news: false,
         }
     }
@@ -145,18 +146,31 @@ impl<D: Device> Shared<D> {
                 }
             }
         }
-        self.news = true;
+        (self.refused, self.news) = (None, true);
         Some(device)
     }
 
     /// Takes all that is over, and submits what had to wait. Whether there is news: something is
-    /// ready, or there may be room for what was busy. A disk that lets go of something makes room,
-    /// too; so who has told the disks of news asks again before it sleeps.
+    /// ready, or there is room for what was busy. A disk that lets go of something makes room, too,
+    /// also on another device that has the same buffers; so who has told the disks of news asks all
+    /// devices again before it sleeps.
     #[must_use]
     pub fn pump(&mut self) -> bool {
         self.complete();
         self.submit_waiting();
+        if self.refused.is_some_and(|nr_sectors| self.has_room(nr_sectors)) {
+            (self.refused, self.news) = (None, true);
+        }
         mem::take(&mut self.news)
+    }
+
+    /// Whether there is room for an operation with a buffer of so many sectors.
+    fn has_room(&mut self, nr_sectors: u32) -> bool {
+        if self.nr_open >= MAX_OPERATIONS {
+            return false;
+        }
+        let Some(device) = self.device.as_mut().filter(|_| nr_sectors > 0) else { return true };
+        device.reserve(nr_sectors).map(|buffer| device.give_back(buffer)).is_some()
     }
 
     /// What the device says of itself, or said last; `None` before it was ever there.
@@ -206,6 +220,9 @@ impl<D: Device> Shared<D> {
     }
 
     fn try_reserve(&mut self, request: Request<u32>) -> Result<Token, StoreError> {
+        if self.nr_open >= MAX_OPERATIONS && request != Request::Flush {
+            return Err(StoreError::Busy);
+        }
         let slot = self.make_room()?;
         let device = self.device.as_mut().ok_or(GONE)?;
         let request = request.try_map(|nr_sectors| {
@@ -229,9 +246,6 @@ impl<D: Device> Shared<D> {
             return Ok(free);
         }
         let nr = self.operations.len();
-        if nr >= MAX_OPERATIONS {
-            return Err(StoreError::Busy);
-        }
         let nr_waiting = self.waiting.len();
         let room =
             self.operations.try_reserve(1).and(self.waiting.try_reserve(nr + 1 - nr_waiting));
@@ -249,7 +263,6 @@ impl<D: Device> Shared<D> {
         operation.state = State::Free { next: self.free };
         self.free = Some(as_u32(index));
         self.nr_open -= 1;
-        self.news |= mem::take(&mut self.refused);
     }
 
     fn give_back(&mut self, buffer: Option<D::Buffer>) {
@@ -291,8 +304,15 @@ impl<D: Device> SharedDevice for Shared<D> {
     }
 
     fn reserve(&mut self, request: Request<u32>) -> Result<Token, StoreError> {
+        let nr_sectors = match request {
+            Request::Read { buffer, .. } | Request::Write { buffer, .. } => buffer,
+            _ => 0,
+        };
         let reserved = self.try_reserve(request);
-        self.refused |= reserved == Err(StoreError::Busy);
+        if reserved == Err(StoreError::Busy) {
+            let shortest = self.refused.map_or(nr_sectors, |refused| refused.min(nr_sectors));
+            self.refused = Some(shortest);
+        }
         reserved
     }
 
