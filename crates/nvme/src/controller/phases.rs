@@ -95,7 +95,10 @@ impl<R: Registers, M: SharedMemory> Controller<R, M> {
                 }
                 until
             }
-            Phase::Disabling { then, .. } if !status.is_ready() => {
+            // Where it had failed before it was ready, CSTS.CFS alone says when the reset is done.
+            Phase::Disabling { until, then }
+                if !status.is_ready() && (!status.is_fatal() || now >= until) =>
+            {
                 self.disabled(then, now);
                 return Stepped::On;
             }

@@ -153,7 +153,7 @@ pub struct Device {
     pub stuck_shutdown: bool,
     /// All registers read all ones.
     pub gone: bool,
-    /// Nothing is done in any step, until `run` is called.
+    /// No I/O command is fetched or done in any step, until `run` is called.
     pub manual: bool,
     /// Every I/O command that was fetched.
     pub log: Vec<Sqe>,
@@ -216,10 +216,15 @@ impl Device {
 
     /// Fetches what the doorbells told of.
     pub fn fetch(&mut self) {
+        self.fetch_of(0);
+        self.fetch_of(1);
+    }
+
+    fn fetch_of(&mut self, id: u16) {
         if self.csts & 1 == 0 || self.gone {
             return;
         }
-        for (&id, queue) in &mut self.queues {
+        if let Some(queue) = self.queues.get_mut(&id) {
             while queue.sq_head != queue.sq_tail {
                 let mut bytes = [0; 64];
                 let address = queue.sq + 64 * u64::from(queue.sq_head);
@@ -237,6 +242,10 @@ impl Device {
     /// Completes up to `max` of what is pending, in any order. How many.
     pub fn run(&mut self, max: usize) -> usize {
         self.fetch();
+        self.complete_some(max)
+    }
+
+    fn complete_some(&mut self, max: usize) -> usize {
         let mut nr = 0;
         let mut hanging = Vec::new();
         while nr < max && !self.pending.is_empty() && self.csts & 2 == 0 && !self.gone {
@@ -257,6 +266,14 @@ impl Device {
         }
         self.pending.extend(hanging);
         nr
+    }
+
+    /// Does the admin commands alone.
+    pub fn run_admin(&mut self) {
+        let io = std::mem::take(&mut self.pending);
+        self.fetch_of(0);
+        self.complete_some(usize::MAX);
+        self.pending.extend(io);
     }
 
     pub fn complete(&mut self, sqe: &Sqe, bad: Option<Bad>) {
@@ -364,7 +381,7 @@ impl Device {
             0x01 | 0x02 => {
                 check(sqe.slba(), sqe.nr_blocks())?;
                 let len_bytes = sqe.nr_blocks() * block;
-                if mdts != 0 && len_bytes > (PAGE_SIZE as u64) << mdts {
+                if mdts != 0 && len_bytes > (PAGE_SIZE as u64) << mdts.min(20) {
                     return Err(Bad(0, 0x02, true));
                 }
                 let pages = self.prps(sqe, len_bytes);
@@ -439,7 +456,7 @@ impl Device {
         if self.ready_in > 0 {
             self.ready_in -= 1;
         } else if !self.stuck {
-            if self.cc & 1 == 0 && self.csts & 1 == 1 {
+            if self.cc & 1 == 0 && self.csts & 3 != 0 {
                 self.last_writes();
                 self.queues.clear();
                 self.pending.clear();
@@ -531,10 +548,10 @@ impl Registers for Bus {
                 device.nr_doorbells += 1;
                 let queue = device.queues.get_mut(&((index / 2) as u16)).expect("a queue");
                 assert!(value < u32::from(queue.nr_entries));
-                if index % 2 == 0 {
-                    queue.sq_tail = value as u16
+                if index.is_multiple_of(2) {
+                    queue.sq_tail = value as u16;
                 } else {
-                    queue.cq_head = value as u16
+                    queue.cq_head = value as u16;
                 }
             }
         }
@@ -542,7 +559,7 @@ impl Registers for Bus {
 
     fn write64(&mut self, register: Reg64, value: u64) {
         let mut device = self.device();
-        assert!(value >= DMA_BASE && value % PAGE_SIZE as u64 == 0);
+        assert!(value >= DMA_BASE && value.is_multiple_of(PAGE_SIZE as u64));
         match register {
             Reg64::ASQ => device.asq = value,
             Reg64::ACQ => device.acq = value,
@@ -647,9 +664,12 @@ impl Lab {
     pub fn step(&mut self) -> Option<Instant> {
         let next = self.controller.step(self.now);
         let mut device = self.device();
-        if !device.manual {
+        if device.manual {
+            device.run_admin();
+        } else {
             device.run(usize::MAX);
         }
+        drop(device);
         next
     }
 
