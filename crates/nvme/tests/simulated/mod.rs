@@ -105,6 +105,8 @@ pub enum Act {
     Fail(Bad),
     /// It is never answered.
     Hang,
+    /// It is done, and never answered.
+    DoInSilence,
 }
 
 pub struct Queue {
@@ -165,7 +167,7 @@ pub struct Device {
 }
 
 impl Device {
-    fn page(&self, address: u64) -> &Page {
+    pub fn page(&self, address: u64) -> &Page {
         assert!(address >= DMA_BASE, "{address:#x} is no device address");
         let frame = (address - DMA_BASE) / PAGE_SIZE as u64;
         self.pages.get(&frame).unwrap_or_else(|| panic!("IOMMU fault at {address:#x}"))
@@ -221,7 +223,7 @@ impl Device {
     }
 
     fn fetch_of(&mut self, id: u16) {
-        if self.csts & 1 == 0 || self.gone {
+        if self.csts & 3 != 1 || self.gone {
             return;
         }
         if let Some(queue) = self.queues.get_mut(&id) {
@@ -251,13 +253,17 @@ impl Device {
         while nr < max && !self.pending.is_empty() && self.csts & 2 == 0 && !self.gone {
             let index = self.rng.index(self.pending.len());
             let sqe = self.pending.swap_remove(index);
-            match (self.act)(&sqe) {
+            let act = (self.act)(&sqe);
+            if act == Act::DoInSilence {
+                let _ = self.execute(&sqe);
+            }
+            match act {
                 Act::Do => {
                     let status = self.execute(&sqe).err();
                     self.complete(&sqe, status);
                 }
                 Act::Fail(bad) => self.complete(&sqe, Some(bad)),
-                Act::Hang => {
+                Act::Hang | Act::DoInSilence => {
                     hanging.push(sqe);
                     continue;
                 }
@@ -752,6 +758,9 @@ impl Lab {
     /// Completions of a namespace; no frame of them is one that the device may still use.
     pub fn completions(&mut self, nsid: NamespaceId) -> Vec<Completion<nvme::Buffer>> {
         let completions: Vec<_> = std::iter::from_fn(|| self.controller.complete(nsid)).collect();
+        if completions.is_empty() {
+            return completions;
+        }
         let in_use = self.device().frames_in_use();
         for buffer in completions.iter().filter_map(|completion| completion.buffer.as_ref()) {
             for frame in self.controller.frames(buffer) {
