@@ -53,7 +53,7 @@ impl ImageFormat {
 }
 
 /// What may stand behind `disk=NAME`.
-const DEFINED: Grammar = Grammar { first: &["ram", "null", "an image", "module="], ..DISK };
+const DEFINED: Grammar = Grammar { first: &["ram", "null", "vbd", "an image", "module="], ..DISK };
 const IMAGE: &[&str] = &["module=", "file=", "format="];
 
 /// The `disk=` words of a command line, in their order.
@@ -128,6 +128,8 @@ mod tests {
         assert_eq!(defined("d,ram,size=4K,cap=512,block=4096"), Ok(Defined::Disk(ram)));
         let overlay = Overlay { image: Name::parse("gold").unwrap(), cap_bytes: None };
         assert_eq!(defined("d,gold,cow"), Ok(Defined::Disk(DiskType::Overlay(overlay))));
+        let Ok(DiskType::Vbd(upstream)) = DiskType::parse("vbd/xvdb,cow") else { panic!() };
+        assert_eq!(defined("d,vbd,dev=xvdb,cow"), Ok(Defined::Disk(DiskType::Vbd(upstream))));
         let image = |module, file, format| Ok(Defined::Image { module, file, format });
         assert_eq!(defined("d,module=4294967295"), image(u32::MAX, None, None));
         let text = "d,module=1,format=vhd,file=a/b=c.vhd";
@@ -143,7 +145,7 @@ mod tests {
         assert_eq!(refused("ram,size=1M"), ("ram", Problem::Reserved));
         assert_eq!(refused("d"), ("d", Problem::Missing("a type of disk")));
         assert_eq!(refused("d,"), ("d", Problem::Missing("a type of disk")));
-        let disk = Problem::UnknownDisk(Expected(&["ram", "null", "an image", "module="]));
+        let disk = Problem::UnknownDisk(Expected(&["ram", "null", "vbd", "an image", "module="]));
         assert_eq!(refused("d,file=a,module=0"), ("file=a", disk));
         assert_eq!(refused("d,module"), ("module", Problem::Missing("cow")));
         let number = Problem::Number { min: 0, max: u32::MAX };

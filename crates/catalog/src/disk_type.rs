@@ -2,6 +2,7 @@
 
 use crate::name::Name;
 use crate::options::Options;
+use crate::virtual_device::VirtualDevice;
 use crate::word::{Error, Expected, Problem, disk_words};
 
 /// A disk that is made when it is asked for.
@@ -25,12 +26,42 @@ pub enum DiskType<'a> {
     },
     /// `IMAGE,cow[,cap=SIZE]`: the image, with what is written kept apart.
     Overlay(Overlay<'a>),
+    /// `vbd/DEV[,offset=SIZE][,size=SIZE][,cow[,cap=SIZE]]`, or `vbd,dev=DEV…`: a disk that another
+    /// domain serves to ours.
+    Vbd(Upstream),
 }
 
-/// What is written to a disk whose base is an image.
+/// A disk that another domain serves to ours, or a part of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Upstream {
+    /// `dev=`: which of our own vbds.
+    pub device: VirtualDevice,
+    /// Which part of its disk.
+    pub slice: Slice,
+    /// `cow`: what is written is kept apart, and the disk is only read.
+    pub cow: Option<Cow>,
+}
+
+/// A part of a disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Slice {
+    /// `offset=`: where it begins, in bytes, whole sectors; 0 if not said.
+    pub offset_bytes: u64,
+    /// `size=`: its length in bytes, whole sectors, at least one; up to the disk's end if not said.
+    pub size_bytes: Option<u64>,
+}
+
+/// What is kept apart of a disk that is only read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Cow {
+    /// `cap=`: how much may be stored at a time, in bytes, if that is limited.
+    pub cap_bytes: Option<u64>,
+}
+
+/// What is written to a disk whose base has a name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Overlay<'a> {
-    /// The base.
+    /// The base: an image, or a disk of type `vbd`.
     pub image: Name<'a>,
     /// How much may be stored at a time, in bytes, if that is limited.
     pub cap_bytes: Option<u64>,
@@ -42,6 +73,7 @@ pub(crate) struct Grammar {
     pub(crate) ram: &'static [&'static str],
     pub(crate) null: &'static [&'static str],
     pub(crate) overlay: &'static [&'static str],
+    pub(crate) vbd: &'static [&'static str],
 }
 
 impl Grammar {
@@ -52,10 +84,11 @@ impl Grammar {
 
 /// The grammar of a disk alone.
 pub(crate) const DISK: Grammar = Grammar {
-    first: &["ram", "null", "an image"],
+    first: &["ram", "null", "vbd", "an image"],
     ram: &["size=", "cap=", "block="],
     null: &["size=", "block="],
     overlay: &["cow", "cap="],
+    vbd: &["dev=", "offset=", "size=", "cow", "cap="],
 };
 
 impl<'a> DiskType<'a> {
@@ -72,6 +105,10 @@ impl<'a> DiskType<'a> {
         grammar: &Grammar,
     ) -> Result<(Self, Options<'a>), Error<'a>> {
         Ok(match first {
+            _ if is_vbd(first) => {
+                let options = Options::read(options, grammar.vbd)?;
+                (Self::Vbd(upstream(first, &options)?), options)
+            }
             "ram" => {
                 let options = Options::read(options, grammar.ram)?;
                 let (size_bytes, block_bytes) = capacity(first, &options)?;
@@ -93,6 +130,30 @@ impl<'a> DiskType<'a> {
     }
 }
 
+/// Whether a first word begins a disk of type `vbd`.
+pub(crate) fn is_vbd(first: &str) -> bool {
+    first == "vbd" || first.starts_with("vbd/")
+}
+
+/// An upstream disk. Which vbd it is stands behind the type's slash or in `dev=`.
+fn upstream<'a>(first: &'a str, options: &Options<'a>) -> Result<Upstream, Error<'a>> {
+    let device = match (first.strip_prefix("vbd/"), options.device) {
+        (None, device) => device.ok_or(Problem::Missing("dev=").of(first))?,
+        (Some(_), Some(_)) => return Err(Problem::Twice.of(first)),
+        (Some(name), None) => VirtualDevice::parse(name).map_err(|problem| problem.of(first))?,
+    };
+    let slice = Slice {
+        offset_bytes: options.offset_bytes.unwrap_or(0),
+        size_bytes: options.size_bytes.map(|(bytes, _)| bytes),
+    };
+    let cow = match (options.cow, options.cap_bytes) {
+        (Some(()), cap_bytes) => Some(Cow { cap_bytes }),
+        (None, Some(_)) => return Err(Problem::Missing("cow").of(first)),
+        (None, None) => None,
+    };
+    Ok(Upstream { device, slice, cow })
+}
+
 /// Size and logical block size in bytes.
 fn capacity<'a>(first: &'a str, options: &Options<'a>) -> Result<(u64, u32), Error<'a>> {
     let (size_bytes, word) = options.size_bytes.ok_or(Problem::Missing("size=").of(first))?;
@@ -112,8 +173,8 @@ pub(crate) fn first_word(text: &str) -> (&str, impl Iterator<Item = &str> + Clon
 
 #[cfg(test)]
 mod tests {
-    use super::{DiskType, Overlay};
-    use crate::{Error, Expected, Name, Problem, SizeError};
+    use super::{Cow, DiskType, Overlay, Slice, Upstream};
+    use crate::{Error, Expected, Name, Problem, SizeError, VirtualDevice};
 
     const BLOCKS: Problem = Problem::Value(Expected(&["block=512", "block=4096"]));
 
@@ -165,9 +226,46 @@ mod tests {
     }
 
     #[test]
+    fn an_upstream_disk_is_a_vbd_of_our_own() {
+        let device = VirtualDevice::parse("xvdb").unwrap();
+        let whole = Slice { offset_bytes: 0, size_bytes: None };
+        let upstream = Upstream { device, slice: whole, cow: None };
+        assert_eq!(DiskType::parse("vbd,dev=xvdb"), Ok(DiskType::Vbd(upstream)));
+        assert_eq!(DiskType::parse("vbd,dev=51728"), Ok(DiskType::Vbd(upstream)));
+        assert_eq!(DiskType::parse(" vbd/xvdb ,offset=0"), Ok(DiskType::Vbd(upstream)));
+        let slice = Slice { offset_bytes: 1 << 30, size_bytes: Some(4096) };
+        let part = DiskType::Vbd(Upstream { slice, ..upstream });
+        assert_eq!(DiskType::parse("vbd/xvdb,size=4K,offset=1G"), Ok(part));
+        assert_eq!(DiskType::parse("vbd,offset=1G,dev=xvdb,size=4K"), Ok(part));
+        for (text, cap_bytes) in [("vbd/xvdb,cow", None), ("vbd/xvdb,cow,cap=1M", Some(1 << 20))] {
+            let cow = Some(Cow { cap_bytes });
+            assert_eq!(DiskType::parse(text), Ok(DiskType::Vbd(Upstream { cow, ..upstream })));
+        }
+
+        assert_eq!(refused("vbd"), ("vbd", Problem::Missing("dev=")));
+        assert_eq!(refused("vbd,cow"), ("vbd", Problem::Missing("dev=")));
+        assert_eq!(refused("vbd/xvdb,dev=xvdb"), ("vbd/xvdb", Problem::Twice));
+        assert_eq!(refused("vbd/xvdb,cap=1M"), ("vbd/xvdb", Problem::Missing("cow")));
+        let device = Problem::Value(Expected(&["a name such as xvdb", "a number below 2^31"]));
+        for text in ["vbd/", "vbd/0/51712", "vbd/hda", "vbd/xvdb1b"] {
+            assert_eq!(refused(text), (text, device));
+        }
+        assert_eq!(refused("vbd,dev=sda"), ("dev=sda", device));
+        assert_eq!(refused("vbd,dev=xvdb,dev=xvdb"), ("dev=xvdb", Problem::Twice));
+        assert_eq!(refused("vbd/xvdb,size=0"), ("size=0", Problem::Size(SizeError::Zero)));
+        let part = Problem::Size(SizeError::PartOfASector { bytes: 1 });
+        assert_eq!(refused("vbd/xvdb,offset=1"), ("offset=1", part));
+        let unknown = Expected(&["dev=", "offset=", "size=", "cow", "cap="]);
+        for option in ["block=512", "ro", "cow=fork", "Dev=xvdb", ""] {
+            let error = Problem::UnknownOption(unknown).of(option);
+            assert_eq!(DiskType::parse(&["vbd/xvdb,", option].concat()), Err(error));
+        }
+    }
+
+    #[test]
     fn the_offending_word_is_named() {
-        let disk = Problem::UnknownDisk(Expected(&["ram", "null", "an image"]));
-        for text in ["", "vbd", "nvme", "a/b", "size=8M", "ram size=8M"] {
+        let disk = Problem::UnknownDisk(Expected(&["ram", "null", "vbd", "an image"]));
+        for text in ["", "nvme", "a/b", "size=8M", "ram size=8M"] {
             assert_eq!(refused(text), (text, disk));
         }
         assert_eq!(refused(",size=8M"), ("", disk));

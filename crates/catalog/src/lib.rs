@@ -15,13 +15,15 @@ mod options;
 mod settings;
 mod size;
 mod target;
+mod virtual_device;
 mod word;
 
 pub use control::{Ask, Command, ControlRequest, Id};
 pub use definition::{Defined, Definition, ImageFormat, definitions};
-pub use disk_type::{DiskType, Overlay};
+pub use disk_type::{Cow, DiskType, Overlay, Slice, Upstream};
 pub use name::Name;
 pub use settings::{CopyRoutine, Settings};
 pub use size::SizeError;
 pub use target::{Access, GrantUse, Handover, Served, Target};
+pub use virtual_device::VirtualDevice;
 pub use word::{Error, Expected, Problem};

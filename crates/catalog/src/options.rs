@@ -4,6 +4,7 @@ use crate::definition::ImageFormat;
 use crate::name::Name;
 use crate::size;
 use crate::target::{Access, GrantUse, Handover};
+use crate::virtual_device::VirtualDevice;
 use crate::word::{Error, Expected, Problem, key_value, number};
 
 /// What options said; `None` is nothing.
@@ -11,6 +12,9 @@ use crate::word::{Error, Expected, Problem, key_value, number};
 pub(crate) struct Options<'a> {
     /// `size=`, with the word.
     pub(crate) size_bytes: Option<(u64, &'a str)>,
+    pub(crate) offset_bytes: Option<u64>,
+    /// `dev=`
+    pub(crate) device: Option<VirtualDevice>,
     pub(crate) cap_bytes: Option<u64>,
     pub(crate) block_bytes: Option<u32>,
     pub(crate) cow: Option<()>,
@@ -43,6 +47,8 @@ impl<'a> Options<'a> {
         match key {
             _ if !allowed.contains(&key) => Err(unknown),
             "size=" => once(&mut self.size_bytes, (size::parse(value)?, word)),
+            "offset=" => once(&mut self.offset_bytes, size::parse_offset(value)?),
+            "dev=" => once(&mut self.device, VirtualDevice::parse(value)?),
             "cap=" => once(&mut self.cap_bytes, size::parse(value)?),
             "block=" => once(&mut self.block_bytes, block_bytes(value)?),
             "cow" => once(&mut self.cow, ()),

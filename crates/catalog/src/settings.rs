@@ -11,6 +11,7 @@ const WORDS: Expected = Expected(&[
     "ring-order=",
     "queues=",
     "persistent=",
+    "vbd-pages=",
     "copy=",
     "disk=",
 ]);
@@ -38,6 +39,9 @@ pub struct Settings {
     /// uses the same ones again and again (`feature-persistent`). With 0 all data is copied by the
     /// hypervisor.
     pub max_persistent: u16,
+    /// `vbd-pages=N`, 32 to 4096: how many pages of the pool carry the data of each disk that
+    /// another domain serves to ours. If not said, an eighth of the pool, 264 to 1024.
+    pub nr_upstream_pages: Option<u16>,
     /// `copy=`: how data is copied.
     pub copy: CopyRoutine,
 }
@@ -64,6 +68,7 @@ impl Default for Settings {
             max_ring_order: 5,
             max_queues: 4,
             max_persistent: 1056,
+            nr_upstream_pages: None,
             copy: CopyRoutine::Auto,
         }
     }
@@ -96,6 +101,7 @@ impl Settings {
             "ring-order=" => self.max_ring_order = number(value, 0, 5)?,
             "queues=" => self.max_queues = number(value, 1, 16)?,
             "persistent=" => self.max_persistent = number(value, 0, u16::MAX)?,
+            "vbd-pages=" => self.nr_upstream_pages = Some(number(value, 32, 4096)?),
             "copy=" => {
                 self.copy = match value {
                     "auto" => CopyRoutine::Auto,
@@ -138,9 +144,11 @@ mod tests {
         assert_eq!(settings.settle, Duration::from_secs(1));
         assert_eq!(settings.max_indirect_segments, 4096);
         assert_eq!(errors, []);
-        let (settings, errors) = parse("ring-order=0 queues=16 persistent=65535 drain-s=3600");
+        let (settings, errors) =
+            parse("ring-order=0 queues=16 persistent=65535 drain-s=3600 vbd-pages=32");
         assert_eq!((settings.max_ring_order, settings.max_queues), (0, 16));
         assert_eq!(settings.max_persistent, 65535);
+        assert_eq!(settings.nr_upstream_pages, Some(32));
         assert_eq!(settings.drain, Duration::from_hours(1));
         assert_eq!(errors, []);
         assert_eq!(settings.copy, CopyRoutine::Auto);
@@ -158,7 +166,7 @@ mod tests {
     fn a_bad_word_is_reported_and_changes_nothing() {
         let (settings, errors) = parse(
             "settle-ms=10001 indirect=-1 indirect= loglevel=9 settle-ms=5 ring-order=6 queues=0 \
-             persistent=65536 drain-s=3601 copy=avx",
+             persistent=65536 drain-s=3601 vbd-pages=31 copy=avx",
         );
         assert_eq!(settings, Settings { settle: Duration::from_millis(5), ..Settings::default() });
         let segments = Problem::Number { min: 0, max: 4096 };
@@ -173,6 +181,7 @@ mod tests {
                 Problem::Number { min: 1, max: 16 }.of("queues=0"),
                 Problem::Number { min: 0, max: 65535 }.of("persistent=65536"),
                 Problem::Number { min: 0, max: 3600 }.of("drain-s=3601"),
+                Problem::Number { min: 32, max: 4096 }.of("vbd-pages=31"),
                 Problem::Value(COPIES).of("copy=avx"),
             ]
         );

@@ -45,9 +45,17 @@ pub(crate) fn parse(text: &str) -> Result<u64, SizeError> {
     }
 }
 
+/// Reads a place on a disk in bytes: as a size, or 0.
+pub(crate) fn parse_offset(text: &str) -> Result<u64, SizeError> {
+    match parse(text) {
+        Err(SizeError::Zero) => Ok(0),
+        offset => offset,
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{SizeError, parse};
+    use super::{SizeError, parse, parse_offset};
 
     #[test]
     fn sizes_with_and_without_a_unit() {
@@ -56,6 +64,15 @@ mod tests {
         assert_eq!(parse("256m"), Ok(256 << 20));
         assert_eq!(parse("3G"), Ok(3 << 30));
         assert_eq!(parse("16777215T"), Ok(16_777_215 << 40));
+    }
+
+    #[test]
+    fn an_offset_may_be_0() {
+        assert_eq!(parse_offset("0"), Ok(0));
+        assert_eq!(parse_offset("0G"), Ok(0));
+        assert_eq!(parse_offset("1G"), Ok(1 << 30));
+        assert_eq!(parse_offset("1"), Err(SizeError::PartOfASector { bytes: 1 }));
+        assert_eq!(parse_offset(""), Err(SizeError::NotANumber));
     }
 
     #[test]

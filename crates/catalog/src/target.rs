@@ -1,6 +1,6 @@
 //! A disk's `target=`.
 
-use crate::disk_type::{DiskType, Grammar, Overlay, first_word};
+use crate::disk_type::{DiskType, Grammar, Overlay, first_word, is_vbd};
 use crate::name::Name;
 use crate::options::Options;
 use crate::word::{Error, key_value};
@@ -65,10 +65,11 @@ pub enum Handover {
 
 /// The grammar of a disk that lives as long as its vbd.
 const PRIVATE: Grammar = Grammar {
-    first: &["ram", "null", "a disk", "an image"],
+    first: &["ram", "null", "vbd", "a disk", "an image"],
     ram: &["size=", "cap=", "block=", "ro", "grants="],
     null: &["size=", "block=", "ro", "grants="],
     overlay: &["cow", "cap=", "ro", "grants="],
+    vbd: &["dev=", "offset=", "size=", "cow", "cap=", "ro", "grants="],
 };
 const NAMED: &[&str] = &["cow", "cow=", "ro", "grants=", "handover"];
 const NAMED_OVERLAY: &[&str] = &["cow=", "cap=", "ro", "grants=", "handover"];
@@ -81,7 +82,8 @@ impl<'a> Target<'a> {
     pub fn parse(text: &'a str) -> Result<Self, Error<'a>> {
         let (first, words) = first_word(text);
         // The options may come in any order, so the one that says what they are about is sought.
-        let is_private = matches!(first, "ram" | "null") || words.clone().any(|word| word == "cow");
+        let is_type = matches!(first, "ram" | "null") || is_vbd(first);
+        let is_private = is_type || words.clone().any(|word| word == "cow");
         let (served, options) = if is_private {
             let (disk, options) = DiskType::read(first, words, &PRIVATE)?;
             (Served::Private(disk), options)
@@ -150,6 +152,9 @@ mod tests {
         assert_eq!(Target::parse("gold,cap=1K,cow"), Ok(target));
         let read_only = Target { access: Access::ReadOnly, ..target };
         assert_eq!(Target::parse("gold,ro,cow,cap=1K"), Ok(read_only));
+        let upstream = DiskType::parse("vbd/xvdb,offset=1M,cow").unwrap();
+        let target = Target { access: Access::ReadOnly, ..writable(Served::Private(upstream)) };
+        assert_eq!(Target::parse("vbd/xvdb,ro,cow,offset=1M"), Ok(target));
     }
 
     #[test]
@@ -179,7 +184,8 @@ mod tests {
 
     #[test]
     fn any_disk_says_how_grants_are_used() {
-        for disk in ["ram,size=8M", "null,size=8M", "gold,cow", "gold,cow=fork", "gold"] {
+        for disk in ["ram,size=8M", "null,size=8M", "vbd/xvdb", "gold,cow", "gold,cow=fork", "gold"]
+        {
             let parse = |grants: &str| {
                 let text = std::format!("{disk},grants={grants}");
                 Target::parse(&text).unwrap().grants
@@ -196,16 +202,21 @@ mod tests {
 
     #[test]
     fn the_offending_word_is_named() {
-        let disk = Problem::UnknownDisk(Expected(&["ram", "null", "a disk", "an image"]));
+        let disk = Problem::UnknownDisk(Expected(&["ram", "null", "vbd", "a disk", "an image"]));
         assert_eq!(refused(""), ("", disk));
         assert_eq!(refused(",size=8M"), ("", disk));
-        assert_eq!(refused("vbd/0/51712"), ("vbd/0/51712", disk));
+        assert_eq!(refused("vbds/0"), ("vbds/0", disk));
         assert_eq!(refused("nvme,cow"), ("nvme", disk));
         let ram = Problem::UnknownOption(Expected(&["size=", "cap=", "block=", "ro", "grants="]));
         assert_eq!(refused("ram,size=8M,cow"), ("cow", ram));
         assert_eq!(refused("ram,size=8M,handover"), ("handover", ram));
         let null = Problem::UnknownOption(Expected(&["size=", "block=", "ro", "grants="]));
         assert_eq!(refused("null,size=8M,cap=8M"), ("cap=8M", null));
+        let vbd = &["dev=", "offset=", "size=", "cow", "cap=", "ro", "grants="];
+        let vbd = Problem::UnknownOption(Expected(vbd));
+        assert_eq!(refused("vbd/xvdb,handover"), ("handover", vbd));
+        assert_eq!(refused("vbd/xvdb,cow=fork"), ("cow=fork", vbd));
+        assert_eq!(refused("vbd,cow"), ("vbd", Problem::Missing("dev=")));
         let private = Problem::UnknownOption(Expected(&["cow", "cap=", "ro", "grants="]));
         assert_eq!(refused("gold,cow,handover"), ("handover", private));
         assert_eq!(refused("gold,cow=fork,cow"), ("cow=fork", private));
@@ -226,7 +237,7 @@ mod tests {
     #[test]
     fn an_error_reads_as_a_sentence() {
         let text = |target| Target::parse(target).unwrap_err().to_string();
-        assert_eq!(text(""), "``: no such disk, expected ram, null, a disk or an image");
+        assert_eq!(text(""), "``: no such disk, expected ram, null, vbd, a disk or an image");
         assert_eq!(text("ram,size=0"), "`size=0`: a size of 0");
         assert_eq!(text("ram"), "`ram`: needs size=");
         assert_eq!(

@@ -2,7 +2,7 @@
 
 use catalog::{
     Access, Ask, Command, ControlRequest, Defined, Definition, DiskType, Error, GrantUse, Handover,
-    ImageFormat, Name, Overlay, Served, Settings, Target, definitions,
+    ImageFormat, Name, Overlay, Served, Settings, Target, Upstream, definitions,
 };
 
 pub fn run(bytes: &[u8]) {
@@ -32,6 +32,12 @@ fn print_disk(disk: &DiskType<'_>) -> String {
         }
         DiskType::Overlay(Overlay { image, cap_bytes }) => {
             format!("{image},cow{}", option("cap", *cap_bytes))
+        }
+        DiskType::Vbd(Upstream { device, slice, cow }) => {
+            let size = option("size", slice.size_bytes);
+            let cap = option("cap", cow.and_then(|cow| cow.cap_bytes));
+            let cow = if cow.is_some() { ",cow" } else { "" };
+            format!("vbd/{device},offset={}{size}{cow}{cap}", slice.offset_bytes)
         }
     }
 }
@@ -103,6 +109,12 @@ fn check_disk(disk: &DiskType<'_>) {
         }
         DiskType::Null { size_bytes, block_bytes } => check_capacity(size_bytes, block_bytes),
         DiskType::Overlay(overlay) => check_overlay(overlay),
+        DiskType::Vbd(Upstream { device, slice, cow }) => {
+            assert!(device.number() <= u32::MAX >> 1);
+            assert!(slice.offset_bytes.is_multiple_of(512));
+            check_capacity(slice.size_bytes.unwrap_or(512), 512);
+            check_capacity(cow.and_then(|cow| cow.cap_bytes).unwrap_or(512), 512);
+        }
     }
 }
 
@@ -187,6 +199,7 @@ fn check_settings(text: &str) {
     assert!(settings.max_indirect_segments <= 4096);
     assert!(settings.max_ring_order <= 5);
     assert!((1..=16).contains(&settings.max_queues));
+    assert!(settings.nr_upstream_pages.is_none_or(|nr| (32..=4096).contains(&nr)));
 
     // A refused word changes nothing: without them all is as before.
     let words = text.split_ascii_whitespace();
@@ -203,6 +216,8 @@ fn check_settings(text: &str) {
         settings.max_queues,
         settings.max_persistent
     );
+    let pages = settings.nr_upstream_pages.map(|nr| format!(" vbd-pages={nr}"));
+    let printed = printed + &pages.unwrap_or_default();
     let again = Settings::parse(&printed, |error| panic!("{error} in what was printed"));
     assert_eq!(again, settings, "printed and parsed again");
 }
