@@ -119,15 +119,16 @@ impl blkfront::GrantTable for Xen {
     fn end_access(&mut self, gref: GrantRef) -> Result<(), StillInUse> {
         self.own_grants.end_access(gref)
     }
-
-    fn notify(&mut self, port: EvtchnPort) {
-        Grants::notify(self, port);
-    }
 }
 
 impl Platform for Xen {
     type Memory = Frames;
     type XenstorePage = Region;
+    type GrantTable = Self;
+
+    fn grant_table(&mut self) -> &mut Self {
+        self
+    }
 
     fn now(&self) -> Instant {
         self.clock.now()

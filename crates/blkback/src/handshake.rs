@@ -55,6 +55,8 @@ pub enum Event {
     NotConnected,
     /// The ring is of no more use: the frontend broke it.
     Broken,
+    /// What the disk is on is gone. A frontend that has a ring is to let go of it.
+    Withdrawn,
     /// The time that [`Action::Linger`] asked for is over.
     Lingered,
     /// Our directory is not there any more.
@@ -206,6 +208,7 @@ impl Handshake {
             (Event::NotConnected, Phase::Connecting) | (Event::Broken, Phase::Connected) => {
                 self.close(&mut actions);
             }
+            (Event::Withdrawn, Phase::Connected) => self.closing(&mut actions),
             (Event::Broken, Phase::Closing) => self.disconnect(&mut actions),
             (Event::Lingered, Phase::Lingering) => {
                 actions.push(Action::Remove);

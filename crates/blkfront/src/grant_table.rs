@@ -5,7 +5,7 @@ use xen_abi::{DomId, Gfn, GrantRef, SharedMemory};
 /// Our own grant table, and the frames that we grant.
 pub trait GrantTable {
     /// Frames of ours that a peer can write.
-    type Memory: SharedMemory;
+    type Memory: SharedMemory + 'static;
 
     /// Our frames, one behind the other, as memory that a peer can write.
     fn memory(&mut self, frames: &[Gfn]) -> Self::Memory;

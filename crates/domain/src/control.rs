@@ -120,8 +120,14 @@ impl<P: Platform> Domain<P> {
         match command {
             Command::List => Ok(self.describe()),
             Command::Stats => Ok(self.describe_work(platform)),
-            Command::Create { name, disk } => self.create(*name, disk).map(|_| String::new()),
+            Command::Create { name, disk } => {
+                self.create(platform, *name, disk).map(|_| String::new())
+            }
             Command::Remove(name) => {
+                if let Some(at) = self.find_defined(name.as_str()) {
+                    self.defined.remove(at);
+                    return Ok(String::new());
+                }
                 let id = self.idle(*name)?;
                 self.cleared.extend(self.disks.remove(id).map(|entry| entry.disk));
                 Ok(String::new())
@@ -257,7 +263,7 @@ fn kind(entry: &Entry) -> &'static str {
         (Disk::Pages(_), None) => "ram",
         (Disk::Pages(_), Some(_)) => "overlay",
         (Disk::Image(_), _) => "image",
-        (Disk::Device(_), _) => "device",
+        (Disk::Device(_), _) => "vbd",
         (Disk::Overlay(_), _) => "overlay",
         (Disk::Null(_), _) => "null",
     }

@@ -43,16 +43,30 @@ impl<P: Platform> Domain<P> {
             platform.log(format_args!("image {name}: {format}, {nr_sectors} sectors"));
         }
         for (name, disk) in disks {
-            match self.create(name, &disk) {
+            if let Some((upstream, base)) = self.upstream_of(&disk) {
+                if let Err(refusal) = self.define_upstream(platform, name, upstream, base) {
+                    platform.log(format_args!("disk {name} is refused: {refusal}"));
+                }
+                continue;
+            }
+            match self.create(platform, name, &disk) {
                 Ok(_) => platform.log(format_args!("disk {name}: made")),
                 Err(refusal) => platform.log(format_args!("disk {name} is refused: {refusal}")),
             }
         }
     }
 
-    /// Makes a disk, and says which image it stands on.
-    pub(crate) fn make(&self, disk: &DiskType<'_>) -> Result<(Disk, Option<String>), Refusal> {
-        Ok(match *disk {
+    /// Makes a disk that nobody holds.
+    pub(crate) fn make(
+        &mut self,
+        platform: &mut P,
+        disk: &DiskType<'_>,
+        name: Option<String>,
+    ) -> Result<Entry, Refusal> {
+        if let Some((upstream, base)) = self.upstream_of(disk) {
+            return self.make_upstream(platform, &upstream, name, base);
+        }
+        let (disk, image) = match *disk {
             DiskType::Ram { size_bytes, cap_bytes, block_bytes } => {
                 let nr_sectors = sectors(size_bytes);
                 let disk =
@@ -67,24 +81,30 @@ impl<P: Platform> Domain<P> {
                 let disk = PageDisk::overlay(Rc::clone(base), cap_bytes.map(pages), &self.pool)?;
                 (Disk::Pages(disk), Some(image.to_string()))
             }
-        })
+            DiskType::Vbd(_) => return Err(Refusal::Unknown(String::new())),
+        };
+        Ok(Entry::new(disk, name, image))
     }
 
     /// Makes a disk under a name.
     pub(crate) fn create(
         &mut self,
+        platform: &mut P,
         name: Name<'_>,
         disk: &DiskType<'_>,
     ) -> Result<DiskId, Refusal> {
         self.check_unused(name)?;
-        let (disk, image) = self.make(disk)?;
-        self.disks.add(Entry::new(disk, Some(name.to_string()), image))
+        let entry = self.make(platform, disk, Some(name.to_string()))?;
+        self.disks.add(entry)
     }
 
     /// Whether a name is still to be had.
     pub(crate) fn check_unused(&self, name: Name<'_>) -> Result<(), Refusal> {
         let name = name.as_str();
-        if self.images.get(name).is_some() || self.disks.find(name).is_some() {
+        if self.images.get(name).is_some()
+            || self.disks.find(name).is_some()
+            || self.find_defined(name).is_some()
+        {
             return Err(Refusal::Exists(name.into()));
         }
         Ok(())

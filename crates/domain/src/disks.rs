@@ -3,7 +3,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use catalog::Handover;
+use catalog::{Handover, VirtualDevice};
 use store::{Access, Disk};
 
 use crate::refusal::Refusal;
@@ -21,9 +21,43 @@ pub(crate) struct Entry {
     pub(crate) name: Option<String>,
     /// The image that it is an overlay of.
     pub(crate) image: Option<String>,
+    /// What it is on, where that is a disk that another domain serves.
+    pub(crate) extent: Option<Extent>,
     /// What takes longer than a step.
     pub(crate) work: Option<Work>,
     holders: Vec<Holder>,
+}
+
+/// The part of an upstream disk that a disk is on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Extent {
+    pub(crate) device: VirtualDevice,
+    /// Its first sector.
+    pub(crate) first: u64,
+    /// How many there are; `None` for all up to the end, wherever that comes to be.
+    pub(crate) nr_sectors: Option<u64>,
+    pub(crate) role: Role,
+}
+
+/// What a disk does with what it is on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Role {
+    /// Its holders read and write it.
+    Itself,
+    /// It is only read, for as long as there is the disk: what is written is kept apart.
+    Base,
+}
+
+impl Extent {
+    const fn overlaps(&self, other: &Self) -> bool {
+        const fn end(extent: &Extent) -> u64 {
+            match extent.nr_sectors {
+                Some(nr) => extent.first.saturating_add(nr),
+                None => u64::MAX,
+            }
+        }
+        self.first < end(other) && other.first < end(self)
+    }
 }
 
 /// What is being done to a disk, a part in each step.
@@ -59,7 +93,19 @@ pub(crate) struct HeldBy(pub(crate) VbdKey);
 impl Entry {
     /// A disk that nobody holds.
     pub(crate) const fn new(disk: Disk, name: Option<String>, image: Option<String>) -> Self {
-        Self { disk, name, image, work: None, holders: Vec::new() }
+        Self { disk, name, image, extent: None, work: None, holders: Vec::new() }
+    }
+
+    /// What it does with an upstream disk: nothing, where nobody holds it.
+    fn use_of(&self, extent: &Extent) -> Option<Access> {
+        let holders = || self.holders.iter();
+        match extent.role {
+            Role::Base => Some(Access::ReadOnly),
+            Role::Itself if holders().any(|h| h.access == Access::ReadWrite) => {
+                Some(Access::ReadWrite)
+            }
+            Role::Itself => holders().next().map(|holder| holder.access),
+        }
     }
 
     /// The vbds that hold it.
@@ -143,6 +189,45 @@ impl Disks {
         let called =
             |slot: &Option<Entry>| slot.as_ref().is_some_and(|e| e.name.as_deref() == Some(name));
         self.slots.iter().position(called).map(DiskId)
+    }
+
+    /// The disks on an upstream disk.
+    pub(crate) fn on(&self, device: VirtualDevice) -> impl Iterator<Item = DiskId> {
+        let is_on = move |slot: &Option<Entry>| {
+            let extent = slot.as_ref().and_then(|entry| entry.extent);
+            extent.is_some_and(|extent| extent.device == device)
+        };
+        (0..).zip(&self.slots).filter(move |(_, slot)| is_on(slot)).map(|(n, _)| DiskId(n))
+    }
+
+    /// Whether what a disk is on may be used so beside what the others on it do: who writes is alone
+    /// there, too.
+    pub(crate) fn check_extent(
+        &self,
+        own: Option<DiskId>,
+        extent: &Extent,
+        access: Access,
+    ) -> Result<(), Refusal> {
+        for id in self.on(extent.device).filter(|id| Some(*id) != own) {
+            let Some((entry, other)) = self.get(id).and_then(|e| Some((e, e.extent?))) else {
+                continue;
+            };
+            let Some(other_access) = entry.use_of(&other).filter(|_| extent.overlaps(&other))
+            else {
+                continue;
+            };
+            if access == Access::ReadWrite || other_access == Access::ReadWrite {
+                let device = extent.device;
+                return Err(match entry.holders().next() {
+                    Some(key) => Refusal::UpstreamHeld { device, by: HeldBy(key) },
+                    None => {
+                        let name = entry.name.clone().unwrap_or_default();
+                        Refusal::UpstreamBase { device, name }
+                    }
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Takes a disk out.

@@ -15,7 +15,9 @@ use crate::disks::{DiskId, Disks, Work};
 use crate::ending::Shutdown;
 use crate::inbox::Tag;
 use crate::platform::{Next, Platform, Resources};
-use crate::vbd::{Identity, VbdKey};
+use crate::ports::{PortUser, Ports};
+use crate::upstream::{Defined, Granted, Upstreams};
+use crate::vbd::{Identity, Opening, VbdKey};
 use crate::vbds::Vbds;
 
 /// Events that one step takes: a peer that sends again as soon as one is taken would never let it
@@ -37,8 +39,11 @@ pub struct Domain<P: Platform> {
     pub(crate) pool: PagePool<P::Memory>,
     pub(crate) engine: Engine,
     pub(crate) vbds: Vbds<P::Mapping>,
-    /// The vbd of each of our ports and which of its rings, by the port's number.
-    pub(crate) ports: Vec<Option<(VbdKey, usize)>>,
+    pub(crate) ports: Ports,
+    /// Disks that other domains serve to us.
+    pub(crate) upstreams: Upstreams<Granted<P>>,
+    /// Disks with a name that are on those, but not made yet.
+    pub(crate) defined: Vec<Defined>,
     /// Vbds whose ring may have requests, each once.
     runnable: VecDeque<VbdKey>,
     pub(crate) images: Images,
@@ -137,7 +142,9 @@ impl<P: Platform> Domain<P> {
             pool,
             engine: Engine::new(area, max_indirect),
             vbds: Vbds::new(),
-            ports: Vec::new(),
+            ports: Ports::default(),
+            upstreams: Upstreams::new(),
+            defined: Vec::new(),
             runnable: VecDeque::new(),
             images: Images::default(),
             disks: Disks::new(max_disks),
@@ -178,6 +185,7 @@ impl<P: Platform> Domain<P> {
             self.runnable.pop_front();
             self.serve(platform, key);
         }
+        self.pump_upstreams(platform);
         self.clear_disks(platform);
         self.tell_usage(platform);
         self.send(platform);
@@ -193,9 +201,10 @@ impl<P: Platform> Domain<P> {
     fn event(&mut self, port: EvtchnPort) {
         if port == self.xenstore.port {
             self.xenstore.ready = true;
-        } else if let Some(&Some((key, ring))) = self.ports.get(port.0 as usize) {
+        } else if let Some(PortUser::Ring(key, ring)) = self.ports.user(port) {
             self.ready(key, ring);
         }
+        // Those that serve us are looked at in each step.
     }
 
     /// Notes that a ring may have requests, and puts its vbd in the queue of those with work.
@@ -241,6 +250,7 @@ impl<P: Platform> Domain<P> {
             for key in keys {
                 self.proceed(platform, key);
             }
+            self.proceed_upstreams(platform);
         }
     }
 
@@ -280,9 +290,23 @@ impl<P: Platform> Domain<P> {
         if self.shutdown.drains_until().is_some_and(|at| at <= now) {
             self.stay(platform);
         }
-        let others = [self.conversation.open_until(), self.shutdown.drains_until()];
+        self.fire_upstream_timers(platform, now);
+        let others = [
+            self.conversation.open_until(),
+            self.shutdown.drains_until(),
+            self.upstream_deadline(),
+        ];
         self.deadline = others.into_iter().flatten().min();
         for vbd in self.vbds.iter_mut() {
+            if let Opening::Waits(until) = vbd.opening {
+                if until <= now {
+                    vbd.opening = Opening::Waited;
+                    vbd.look = true;
+                    due.push(vbd.id.key);
+                } else {
+                    self.deadline = Some(self.deadline.map_or(until, |at| at.min(until)));
+                }
+            }
             match vbd.timer {
                 Some(timer) if timer.at <= now => {
                     vbd.timer = None;

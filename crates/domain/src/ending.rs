@@ -21,7 +21,9 @@ pub(crate) enum Shutdown {
     No,
     /// What is attached is waited for.
     Draining { reason: ShutdownReason, until: Instant },
-    /// Nothing is attached; xenstore is being told the last.
+    /// Nothing is attached; what others serve to us is being closed.
+    Closing(ShutdownReason),
+    /// Nothing is held; xenstore is being told the last.
     Told(ShutdownReason),
     /// xenstore knows.
     Now(ShutdownReason),
@@ -34,6 +36,11 @@ impl Shutdown {
             Self::Draining { until, .. } => Some(until),
             _ => None,
         }
+    }
+
+    /// Whether what others serve to us may still be of use.
+    pub(crate) const fn keeps_upstreams(&self) -> bool {
+        matches!(self, Self::No | Self::Draining { .. })
     }
 
     /// xenstore has answered the last request, and so all before it.
@@ -56,7 +63,7 @@ impl<P: Platform> Domain<P> {
             let (nr, drain) = (self.attached().count(), self.settings.drain);
             if nr == 0 {
                 platform.log(format_args!("asked to end ({reason:?})"));
-                return self.say_last_word(platform, reason);
+                return self.close_all(platform, reason);
             }
             platform.log(format_args!(
                 "asked to end ({reason:?}): {} attached, waits up to {} s for them to go",
@@ -70,13 +77,24 @@ impl<P: Platform> Domain<P> {
         self.submit(platform, Request::Write(SHUTDOWN, b""), Tag::Control);
     }
 
-    /// A vbd was detached: it may have been the last.
+    /// A vbd was detached: it may have been the last. Or one of our own has closed.
     pub(crate) fn end_if_drained(&mut self, platform: &mut P) {
-        if let Shutdown::Draining { reason, .. } = self.shutdown
-            && self.attached().next().is_none()
-        {
-            self.say_last_word(platform, reason);
+        match self.shutdown {
+            Shutdown::Draining { reason, .. } if self.attached().next().is_none() => {
+                self.close_all(platform, reason);
+            }
+            Shutdown::Closing(reason) if self.has_closed_upstreams() => {
+                self.say_last_word(platform, reason);
+            }
+            _ => {}
         }
+    }
+
+    /// Nobody has a disk any more: what our disks are on is made durable and let go.
+    fn close_all(&mut self, platform: &mut P, reason: ShutdownReason) {
+        self.shutdown = Shutdown::Closing(reason);
+        self.close_upstreams(platform);
+        self.end_if_drained(platform);
     }
 
     /// The time is over, and the domain goes on as if nobody had asked.

@@ -2,8 +2,10 @@
 
 use alloc::vec::Vec;
 
+use alloc::string::String;
 use blkback::{Event, Look, Online};
 use blkif::keys;
+use catalog::VirtualDevice;
 use xen_abi::{DomId, XenbusState};
 use xenstore::{Error, ProtocolError, Reply, Request};
 
@@ -12,6 +14,7 @@ use crate::domain::Domain;
 use crate::ending::{SHUTDOWN, shutdown_reason};
 use crate::inquiry::{FRONTEND, FRONTEND_ID, ONLINE, STATE, Subject};
 use crate::platform::{Platform, ShutdownReason};
+use crate::upstream::{self, Answer};
 use crate::vbd::{BACKEND_DIR, Vbd, VbdId, VbdKey};
 use crate::vbds::Vbds;
 
@@ -48,6 +51,8 @@ pub(crate) enum Tag {
     Answered,
     /// One of the nodes between dom0 and us was written or removed.
     Control,
+    /// One of our own vbds.
+    Upstream(VirtualDevice, Answer),
 }
 
 const BACKEND_TOKEN: &str = "backend";
@@ -73,6 +78,13 @@ enum Heard {
     ReadShutdown,
     Shutdown(ShutdownReason),
     ReadRequest,
+    /// Something has changed of one of our own vbds.
+    Upstream {
+        device: u32,
+        path: String,
+    },
+    /// xenstore has answered about one of them.
+    UpstreamAnswered(VirtualDevice, Answer, Result<(), Error>),
     /// dom0 asks.
     Request(Vec<u8>),
     /// Its answer stands, or there was nothing to be answered.
@@ -106,6 +118,9 @@ impl<P: Platform> Domain<P> {
                 BACKEND_TOKEN => changed(path),
                 SHUTDOWN_TOKEN => Heard::ReadShutdown,
                 REQUEST_TOKEN => Heard::ReadRequest,
+                token if let Some(device) = upstream::parse_token(token) => {
+                    Heard::Upstream { device, path: path.into() }
+                }
                 token => {
                     parse_key(token).map_or(Heard::Nothing, |key| Heard::Found(alloc::vec![key]))
                 }
@@ -202,6 +217,18 @@ impl<P: Platform> Domain<P> {
                 Tag::Usage => tell_refused(platform, "usage", &result),
                 Tag::Control => tell_refused(platform, "answer", &result),
                 Tag::Answered => Heard::Answered(result.map(|_| ())),
+                Tag::Upstream(device, answer) => {
+                    if let (Answer::Node { inquiry, n }, Some(upstream)) =
+                        (answer, self.upstreams.get_mut(device))
+                    {
+                        let value = match result {
+                            Ok(Reply::Value(value)) => Some(value),
+                            _ => None,
+                        };
+                        upstream.told(inquiry, n, value);
+                    }
+                    Heard::UpstreamAnswered(device, answer, result.map(|_| ()))
+                }
             },
             xenstore::Event::Stray(stray) => {
                 platform.log(format_args!("{stray}"));
@@ -236,6 +263,10 @@ impl<P: Platform> Domain<P> {
                 self.submit(platform, Request::Read(SHUTDOWN), Tag::Shutdown);
             }
             Heard::ReadRequest => self.read_request(platform),
+            Heard::UpstreamAnswered(device, answer, result) => {
+                self.upstream_answered(platform, device, answer, result);
+            }
+            Heard::Upstream { device, path } => self.upstream_changed(platform, device, &path),
             Heard::Request(text) => self.converse(platform, &text),
             Heard::Answered(result) => self.told(platform, result),
             Heard::Shutdown(reason) => self.asked_to_end(platform, reason),
@@ -308,6 +339,7 @@ impl<P: Platform> Domain<P> {
                     self.obey_params(platform, key, params);
                 }
             }
+            Subject::Upstream(_) => {}
             Subject::Terms => self.read_rings(platform, key, &inquiry),
             Subject::Ring(terms, known) => {
                 self.read_ring(platform, key, *terms, known.clone(), &inquiry);

@@ -5,6 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use blkback::{RingKeys, Terms};
+use blkfront::Disk;
 use blkif::keys;
 
 /// What an inquiry is for.
@@ -18,12 +19,29 @@ pub(crate) enum Subject {
     Terms,
     /// A ring of the frontend; those before it are known.
     Ring(Terms, Vec<RingKeys>),
+    /// One of our own vbds: the frontend's side is ours.
+    Upstream(About),
+}
+
+/// What is asked about one of our own vbds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum About {
+    /// Who serves it.
+    Peer,
+    /// Where both sides stand.
+    State,
+    /// How large a ring may be.
+    Order,
+    /// The disk.
+    Disk,
+    /// The disk's size.
+    Size,
 }
 
 /// Whose directory a node is in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Side {
-    /// Ours.
+    /// The backend's: ours, but for one of our own vbds.
     Backend,
     /// The frontend's.
     Frontend,
@@ -33,6 +51,8 @@ pub(crate) const STATE: &str = "state";
 pub(crate) const ONLINE: &str = "online";
 pub(crate) const FRONTEND: &str = "frontend";
 pub(crate) const FRONTEND_ID: &str = "frontend-id";
+const BACKEND: &str = "backend";
+const BACKEND_ID: &str = "backend-id";
 pub(crate) const REMOVABLE: &str = "removable";
 
 impl Subject {
@@ -65,6 +85,17 @@ impl Subject {
                 let queue = u32::try_from(known.len()).unwrap_or(u32::MAX);
                 terms.ring_keys(queue).into_iter().map(|key| (Side::Frontend, key)).collect()
             }
+            Self::Upstream(About::Peer) => nodes(&[
+                (Side::Frontend, BACKEND),
+                (Side::Frontend, BACKEND_ID),
+                (Side::Frontend, STATE),
+            ]),
+            Self::Upstream(About::State) => {
+                nodes(&[(Side::Frontend, STATE), (Side::Backend, STATE)])
+            }
+            Self::Upstream(About::Order) => nodes(&[(Side::Backend, keys::MAX_RING_PAGE_ORDER)]),
+            Self::Upstream(About::Disk) => nodes(&Disk::KEYS.map(|name| (Side::Backend, name))),
+            Self::Upstream(About::Size) => nodes(&[(Side::Backend, keys::SECTORS)]),
         }
     }
 }
@@ -92,6 +123,11 @@ impl Inquiry {
             *place = value.map(Into::into);
         }
         self.nr_unanswered = self.nr_unanswered.saturating_sub(1);
+        self.is_over()
+    }
+
+    /// Whether the last answer is there.
+    pub(crate) const fn is_over(&self) -> bool {
         self.nr_unanswered == 0
     }
 

@@ -23,10 +23,12 @@ mod inquiry;
 mod modules;
 mod open;
 mod platform;
+mod ports;
 mod refusal;
 mod rings;
 mod statistics;
 mod text;
+mod upstream;
 mod vbd;
 mod vbds;
 

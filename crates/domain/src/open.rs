@@ -12,7 +12,7 @@ use xen_abi::XenbusState;
 use xenstore::Request;
 
 use crate::create::{pages, sectors};
-use crate::disks::{DiskId, Entry, Work};
+use crate::disks::{DiskId, Entry, Role, Work};
 use crate::domain::Domain;
 use crate::ending::Shutdown;
 use crate::inbox::Tag;
@@ -20,7 +20,8 @@ use crate::inquiry::{FRONTEND, FRONTEND_ID, Inquiry, STATE};
 use crate::platform::Platform;
 use crate::refusal::Refusal;
 use crate::text::Printable;
-use crate::vbd::{Device, Identity, VbdKey};
+use crate::upstream::CONNECT_LIMIT;
+use crate::vbd::{Device, Identity, Opening, VbdKey};
 
 impl<P: Platform> Domain<P> {
     /// Reads what the toolstack wants, and opens the disk.
@@ -55,13 +56,18 @@ impl<P: Platform> Domain<P> {
         };
         let device = if frontend_id == key.frontend.to_string().as_bytes() {
             let wish = Wish { params, mode, device_type, removable, discard_enable };
-            self.open(key, frontend_dir, &wish)
+            self.open(platform, key, frontend_dir, &wish)
         } else {
             let id = Printable(frontend_id);
             Err(Refusal::Words(format!(
                 "{FRONTEND_ID} is {id}, but {FRONTEND} is another domain's"
             )))
         };
+        if let Err(Refusal::NotConnected { .. }) = &device
+            && self.waits_for_upstream(platform, key)
+        {
+            return;
+        }
         let token = key.to_string();
         let path = format!("{frontend_dir}/{STATE}");
         let id = match self.vbds.get_mut(&key) {
@@ -76,6 +82,7 @@ impl<P: Platform> Domain<P> {
                 self.tell_attached(platform, key, &device);
                 if let Some(vbd) = self.vbds.get_mut(&key) {
                     vbd.identity = Identity::Open(device);
+                    vbd.opening = Opening::AtOnce;
                 }
             }
             Err(refusal) => {
@@ -88,6 +95,21 @@ impl<P: Platform> Domain<P> {
             }
         }
         self.submit(platform, Request::Watch { path: &path, token: &token }, Tag::Watched(id));
+    }
+
+    /// Lets a vbd wait for what its disk is on, if it has not yet.
+    fn waits_for_upstream(&mut self, platform: &mut P, key: VbdKey) -> bool {
+        let until = platform.now().after(CONNECT_LIMIT);
+        let Some(vbd) = self.vbds.get_mut(&key) else { return false };
+        match vbd.opening {
+            Opening::AtOnce => {
+                vbd.opening = Opening::Waits(until);
+                self.wake_at(until);
+                true
+            }
+            Opening::Waits(_) => true,
+            Opening::Waited => false,
+        }
     }
 
     fn tell_attached(&self, platform: &mut P, key: VbdKey, device: &Device) {
@@ -112,6 +134,7 @@ impl<P: Platform> Domain<P> {
 
     fn open(
         &mut self,
+        platform: &mut P,
         key: VbdKey,
         frontend_dir: &str,
         wish: &Wish<'_>,
@@ -132,7 +155,7 @@ impl<P: Platform> Domain<P> {
             catalog::Access::ReadOnly => Access::ReadOnly,
             catalog::Access::ReadWrite => access,
         };
-        let disk = self.open_disk(key, &target, access)?;
+        let disk = self.open_disk(platform, key, &target, access)?;
         let discards = match wish.discard_enable {
             Some(b"0") => Discards::No,
             _ => Discards::Offered,
@@ -150,17 +173,18 @@ impl<P: Platform> Domain<P> {
     /// Finds or makes the disk of a target, and holds it for a vbd.
     fn open_disk(
         &mut self,
+        platform: &mut P,
         key: VbdKey,
         target: &Target<'_>,
         access: Access,
     ) -> Result<DiskId, Refusal> {
         let id = match &target.served {
             Served::Private(disk) => {
-                let (disk, image) = self.make(disk)?;
-                self.disks.add(Entry::new(disk, None, image))?
+                let entry = self.make(platform, disk, None)?;
+                self.disks.add(entry)?
             }
             Served::Named { name, overlay: Some(overlay) } => {
-                match self.disks.find(name.as_str()) {
+                match self.find_or_make(platform, name.as_str())? {
                     Some(id) => {
                         let image = self.disks.get(id).and_then(|entry| entry.image.as_deref());
                         if image != Some(overlay.image.as_str()) {
@@ -169,12 +193,13 @@ impl<P: Platform> Domain<P> {
                         }
                         id
                     }
-                    None => self.create(*name, &DiskType::Overlay(*overlay))?,
+                    None => self.create(platform, *name, &DiskType::Overlay(*overlay))?,
                 }
             }
             Served::Named { name, overlay: None } => {
+                let disk = self.find_or_make(platform, name.as_str())?;
                 let image = self.images.get(name.as_str());
-                match (self.disks.find(name.as_str()), image) {
+                match (disk, image) {
                     (Some(id), _) => id,
                     (None, Some(_)) if access == Access::ReadWrite => {
                         return Err(Refusal::ReadOnly(name.to_string()));
@@ -187,7 +212,11 @@ impl<P: Platform> Domain<P> {
                 }
             }
         };
-        self.hold(id, key, target, access)?;
+        if let Err(refusal) = self.hold(id, key, target, access) {
+            // One that was made for this vbd alone goes with it.
+            self.cleared.extend(self.disks.release(id, key));
+            return Err(refusal);
+        }
         Ok(id)
     }
 
@@ -206,6 +235,11 @@ impl<P: Platform> Domain<P> {
         }
         if let Some(Work::Shrink(_)) = entry.work {
             return Err(Refusal::AtWork(name));
+        }
+        if let Some(extent) = &entry.extent
+            && extent.role == Role::Itself
+        {
+            self.disks.check_extent(Some(id), extent, access)?;
         }
         let held = |by| Refusal::Held { name, by };
         self.disks.hold(id, key, access, target.handover).map_err(held)

@@ -3,6 +3,7 @@
 use core::fmt;
 
 use blkback::Grants;
+use blkfront::GrantTable;
 use store::{FrameMemory, ImageFile};
 use xen_abi::{DomId, EvtchnPort, Gfn, Instant, SharedMemory};
 
@@ -14,6 +15,12 @@ pub trait Platform: Grants {
 
     /// The page that we share with xenstore (`struct xenstore_domain_interface`, `io/xs_wire.h`).
     type XenstorePage: SharedMemory;
+
+    /// Our own grant table.
+    type GrantTable: GrantTable;
+
+    /// Our own grant table: what peers that serve us disks may reach of our frames.
+    fn grant_table(&mut self) -> &mut Self::GrantTable;
 
     /// Xen's system time.
     fn now(&self) -> Instant;

@@ -2,6 +2,7 @@
 
 use alloc::string::String;
 
+use catalog::VirtualDevice;
 use store::StoreError;
 
 use crate::disks::HeldBy;
@@ -32,6 +33,14 @@ pub(crate) enum Refusal {
     Unable { name: String, verb: &'static str },
     #[error("there are {0} disks, more are not kept")]
     TooMany(usize),
+    #[error("upstream {device} is not connected: {state}")]
+    NotConnected { device: VirtualDevice, state: String },
+    #[error("upstream {device} is in use there: {by}")]
+    UpstreamHeld { device: VirtualDevice, by: HeldBy },
+    #[error("upstream {device} is in use there: {name} stands on it")]
+    UpstreamBase { device: VirtualDevice, name: String },
+    #[error("there are {0} upstream disks, more are not kept")]
+    TooManyUpstreams(usize),
     #[error("Granary is ending")]
     Ending,
     #[error(transparent)]
@@ -42,6 +51,7 @@ pub(crate) enum Refusal {
 pub(crate) const EINVAL: u32 = 22;
 pub(crate) const ENOSPC: u32 = 28;
 const ENOENT: u32 = 2;
+const ENXIO: u32 = 6;
 const ENOMEM: u32 = 12;
 const EBUSY: u32 = 16;
 const EEXIST: u32 = 17;
@@ -53,9 +63,15 @@ impl Refusal {
         match self {
             Self::Unknown(_) | Self::NoImage(_) => ENOENT,
             Self::Exists(_) => EEXIST,
-            Self::Held { .. } | Self::AtWork(_) | Self::Ending => EBUSY,
+            Self::Held { .. }
+            | Self::UpstreamHeld { .. }
+            | Self::UpstreamBase { .. }
+            | Self::AtWork(_)
+            | Self::Ending => EBUSY,
+            Self::NotConnected { .. } => ENXIO,
             Self::ReadOnly(_) => EROFS,
             Self::TooMany(_)
+            | Self::TooManyUpstreams(_)
             | Self::Store(StoreError::TooLarge { .. } | StoreError::NoMemory { .. }) => ENOMEM,
             _ => EINVAL,
         }

@@ -17,13 +17,23 @@ use crate::disks::DiskId;
 use crate::domain::Domain;
 use crate::inquiry::{Inquiry, Subject};
 use crate::platform::Platform;
+use crate::ports::PortUser;
 use crate::vbd::{Ring, Vbd, VbdKey};
 
 impl<P: Platform> Domain<P> {
     /// Asks for the frontend's terms, unless another vbd is connected to the disk.
     pub(crate) fn begin_connect(&mut self, platform: &mut P, key: VbdKey) -> Outcome {
+        let disk = self.vbds.get(&key).and_then(Vbd::disk);
+        if let Some(disk) = disk
+            && let Err(gone) = self.check_connected(disk)
+            && let Some(vbd) = self.vbds.get_mut(&key)
+        {
+            vbd.say(platform, format_args!("waits: {gone}"));
+            vbd.handle(Event::Disk(Availability::Taken));
+            return Outcome::Done;
+        }
         let Some(vbd) = self.vbds.get_mut(&key) else { return Outcome::Done };
-        if let Some(disk) = vbd.disk()
+        if let Some(disk) = disk
             && let Err(held) = self.disks.connect(disk, key)
         {
             vbd.say(platform, format_args!("waits: {held}"));
@@ -142,14 +152,16 @@ impl<P: Platform> Domain<P> {
         vbd.next_ring = 0;
         self.mapped_left = left;
         for (n, (queue, max_mapped)) in queues.into_iter().enumerate() {
-            let at = queue.port.0 as usize;
-            if self.ports.len() <= at {
-                self.ports.resize(at + 1, None);
-            }
-            self.ports[at] = Some((key, n));
+            let port = queue.port;
             vbd.rings.push(Ring { queue, ready: false, max_mapped });
+            self.ports.assign(port, PortUser::Ring(key, n));
         }
         vbd.handle(Event::Connected);
+        if vbd.disk().is_some_and(|disk| self.check_connected(disk).is_err())
+            && let Some(vbd) = self.vbds.get_mut(&key)
+        {
+            vbd.handle(Event::Withdrawn);
+        }
         // Requests may have come before the ports were ours.
         for n in 0..rings.len() {
             self.ready(key, n);
@@ -196,9 +208,7 @@ impl<P: Platform> Domain<P> {
                 queue.abandon(&mut entry.disk, &mut self.pool);
             }
             self.mapped_left += max_mapped;
-            if let Some(place) = self.ports.get_mut(queue.port.0 as usize) {
-                *place = None;
-            }
+            self.ports.release(queue.port);
             let_go(platform, queue);
         }
         if let Some(vbd) = self.vbds.get_mut(&key) {

@@ -96,11 +96,23 @@ impl Identity {
     }
 }
 
+/// Whether a device's disk is waited for, because what it is on is not there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Opening {
+    /// It is not.
+    AtOnce,
+    /// Until then.
+    Waits(Instant),
+    /// It was, and no longer.
+    Waited,
+}
+
 /// One vbd.
 pub(crate) struct Vbd<M> {
     pub(crate) id: VbdId,
     pub(crate) handshake: Handshake,
     pub(crate) identity: Identity,
+    pub(crate) opening: Opening,
     /// The rings, while it is connected.
     pub(crate) rings: Vec<Ring<M>>,
     /// The ring that has its turn next.
@@ -126,6 +138,7 @@ impl<M> Vbd<M> {
             id,
             handshake: Handshake::new(),
             identity: Identity::Unknown,
+            opening: Opening::AtOnce,
             rings: Vec::new(),
             next_ring: 0,
             inquiry: None,

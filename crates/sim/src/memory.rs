@@ -277,7 +277,7 @@ pub struct OwnFrames {
 #[derive(Debug)]
 struct Run {
     first: Gfn,
-    bytes: RefCell<Vec<u8>>,
+    pages: Vec<Page>,
 }
 
 impl OwnFrames {
@@ -285,75 +285,100 @@ impl OwnFrames {
     /// all filled with [`STALE_BYTE`].
     #[must_use]
     pub fn new(runs: &[(Gfn, u64)]) -> Self {
-        let runs = runs.iter().map(|&(first, nr_frames)| {
-            let len_bytes = usize::try_from(nr_frames).expect("fits") * PAGE_SIZE;
-            Run { first, bytes: RefCell::new(vec![STALE_BYTE; len_bytes]) }
-        });
-        Self { runs: runs.collect() }
+        let stale = |_| {
+            let page = Page::new();
+            page.fill(STALE_BYTE);
+            page
+        };
+        let run = |&(first, nr_frames)| Run { first, pages: (0..nr_frames).map(stale).collect() };
+        Self { runs: runs.iter().map(run).collect() }
     }
 
-    /// The run that holds `len_bytes` bytes at `at`, and where in it.
-    fn locate(&self, at: FrameAddr, len_bytes: usize) -> (&Run, usize) {
-        let found = self.runs.iter().find_map(|run| {
-            let frame = usize::try_from(at.gfn().0.checked_sub(run.first.0)?).ok()?;
-            let start = frame.checked_mul(PAGE_SIZE)? + usize::from(at.offset());
-            let end = start.checked_add(len_bytes)?;
-            (end <= run.bytes.borrow().len()).then_some((run, start))
-        });
-        found.unwrap_or_else(|| panic!("{len_bytes} bytes at {at:?} are outside our memory"))
+    fn find(&self, gfn: Gfn) -> Option<&Page> {
+        self.runs.iter().find_map(|run| {
+            let nth = usize::try_from(gfn.0.checked_sub(run.first.0)?).ok()?;
+            run.pages.get(nth)
+        })
+    }
+
+    /// The page in a frame.
+    ///
+    /// # Panics
+    /// Where there is no such frame.
+    #[must_use]
+    pub fn page(&self, gfn: Gfn) -> &Page {
+        self.find(gfn).unwrap_or_else(|| panic!("frame {gfn} is not ours"))
     }
 
     /// Whether the page at `gfn` is ours.
     #[must_use]
     pub fn holds(&self, gfn: Gfn) -> bool {
-        self.runs.iter().any(|run| {
-            let nr_frames = (run.bytes.borrow().len() / PAGE_SIZE) as u64;
-            gfn.0.checked_sub(run.first.0).is_some_and(|frame| frame < nr_frames)
+        self.find(gfn).is_some()
+    }
+
+    /// The pages that `len_bytes` bytes at `at` lie in, and where in each.
+    fn parts(
+        &self,
+        at: FrameAddr,
+        len_bytes: usize,
+    ) -> impl Iterator<Item = (&Page, Range<usize>)> {
+        let mut left_bytes = len_bytes;
+        let mut offset = usize::from(at.offset());
+        (at.gfn().0..).map_while(move |gfn| {
+            let part = offset..(offset + left_bytes).min(PAGE_SIZE);
+            if part.is_empty() {
+                return None;
+            }
+            left_bytes -= part.len();
+            offset = 0;
+            let outside = || panic!("{len_bytes} bytes at {at:?} are outside our memory");
+            Some((self.find(Gfn(gfn)).unwrap_or_else(outside), part))
         })
     }
 }
 
 impl FrameMemory for OwnFrames {
     fn read(&self, at: FrameAddr, into: &mut [u8]) {
-        let (run, start) = self.locate(at, into.len());
-        into.copy_from_slice(&run.bytes.borrow()[start..start + into.len()]);
+        let mut rest = into;
+        for (page, part) in self.parts(at, rest.len()) {
+            let (bytes, behind) = rest.split_at_mut(part.len());
+            page.read(part.start, bytes);
+            rest = behind;
+        }
     }
 
     fn write(&mut self, at: FrameAddr, from: &[u8]) {
-        let (run, start) = self.locate(at, from.len());
-        run.bytes.borrow_mut()[start..start + from.len()].copy_from_slice(from);
+        let mut rest = from;
+        for (page, part) in self.parts(at, from.len()) {
+            let (bytes, behind) = rest.split_at(part.len());
+            page.write(part.start, bytes);
+            rest = behind;
+        }
     }
 
     fn zero(&mut self, at: FrameAddr, len_bytes: usize) {
-        let (run, start) = self.locate(at, len_bytes);
-        run.bytes.borrow_mut()[start..start + len_bytes].fill(0);
+        for (page, part) in self.parts(at, len_bytes) {
+            page.write(part.start, &[0; PAGE_SIZE][..part.len()]);
+        }
     }
 
     fn copy(&mut self, from: FrameAddr, to: FrameAddr, len_bytes: usize) {
-        let (source, from_start) = self.locate(from, len_bytes);
-        let (dest, to_start) = self.locate(to, len_bytes);
-        if source.first == dest.first {
-            let apart = from_start.abs_diff(to_start) >= len_bytes;
-            assert!(apart, "copy of {len_bytes} bytes from {from:?} to {to:?} overlaps");
-            let mut bytes = source.bytes.borrow_mut();
-            bytes.copy_within(from_start..from_start + len_bytes, to_start);
-        } else {
-            let source = source.bytes.borrow();
-            dest.bytes.borrow_mut()[to_start..to_start + len_bytes]
-                .copy_from_slice(&source[from_start..from_start + len_bytes]);
-        }
+        let bytes_of = |at: FrameAddr| (at.gfn().0 << 12) + u64::from(at.offset());
+        let apart = bytes_of(from).abs_diff(bytes_of(to)) >= len_bytes as u64;
+        assert!(apart, "copy of {len_bytes} bytes from {from:?} to {to:?} overlaps");
+        let mut bytes = vec![0; len_bytes];
+        self.read(from, &mut bytes);
+        self.write(to, &bytes);
     }
 
     fn load_u32(&self, at: FrameAddr) -> u32 {
         assert!(at.offset().is_multiple_of(4), "word at unaligned offset {}", at.offset());
-        let mut word = [0; 4];
-        self.read(at, &mut word);
-        u32::from_ne_bytes(word)
+        self.page(at.gfn()).load_u32(at.offset().into())
     }
 
     fn store_u32(&mut self, at: FrameAddr, value: u32) {
         assert!(at.offset().is_multiple_of(4), "word at unaligned offset {}", at.offset());
-        self.write(at, &value.to_ne_bytes());
+        self.page(at.gfn()).store_u32(at.offset().into(), value);
     }
 }
 

@@ -1,11 +1,9 @@
 //! The driver domain's own grant table: the seam of `blkfront`.
 
-use std::collections::BTreeMap;
-
 use blkfront::{GrantTable, StillInUse};
 use xen_abi::{DomId, Gfn, GrantRef};
 
-use crate::{GrantAccess, Machine, Page, Region, STALE_BYTE};
+use crate::{GrantAccess, Machine, OwnFrames, Page, Region};
 
 /// The grant table of a domain, and those of its frames that it can grant.
 ///
@@ -15,23 +13,23 @@ use crate::{GrantAccess, Machine, Page, Region, STALE_BYTE};
 pub struct OwnGrants {
     machine: Machine,
     domid: DomId,
-    pages: BTreeMap<Gfn, Page>,
+    frames: OwnFrames,
     /// Entries of the table that it can use.
     pub max_grants: usize,
 }
 
 impl OwnGrants {
     /// The table of `domid`, which has `nr_frames` frames from `first` on. They hold
-    /// [`STALE_BYTE`]s.
+    /// [`STALE_BYTE`](crate::STALE_BYTE)s.
     #[must_use]
     pub fn new(machine: &Machine, domid: DomId, first: Gfn, nr_frames: u64) -> Self {
-        let page = |nth| {
-            let page = Page::new();
-            page.fill(STALE_BYTE);
-            (Gfn(first.0 + nth), page)
-        };
-        let pages = (0..nr_frames).map(page).collect();
-        Self { machine: machine.clone(), domid, pages, max_grants: usize::MAX }
+        Self::of(machine, domid, OwnFrames::new(&[(first, nr_frames)]))
+    }
+
+    /// The table of `domid`, which has these frames.
+    #[must_use]
+    pub fn of(machine: &Machine, domid: DomId, frames: OwnFrames) -> Self {
+        Self { machine: machine.clone(), domid, frames, max_grants: usize::MAX }
     }
 
     /// The page in a frame.
@@ -40,7 +38,7 @@ impl OwnGrants {
     /// Where there is no such frame.
     #[must_use]
     pub fn page(&self, frame: Gfn) -> &Page {
-        self.pages.get(&frame).unwrap_or_else(|| panic!("frame {frame} is not ours"))
+        self.frames.page(frame)
     }
 }
 

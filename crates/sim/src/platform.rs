@@ -10,7 +10,7 @@ use xen_abi::{
     Instant, PAGE_SIZE, SharedMemory,
 };
 
-use crate::{GrantAccess, Machine, OwnFrames, Page, Region};
+use crate::{GrantAccess, Machine, OwnFrames, OwnGrants, Page, Region};
 
 /// A platform for one driver domain of a [`Machine`].
 #[derive(Debug)]
@@ -21,6 +21,7 @@ pub struct SimPlatform {
     xenstore: Region,
     xenstore_port: EvtchnPort,
     nr_mapped_pages: usize,
+    own_grants: OwnGrants,
     /// How many pages of peers fit our address space at once.
     pub map_space_pages: usize,
 }
@@ -37,10 +38,12 @@ impl SimPlatform {
     #[must_use]
     pub fn new(machine: &Machine, domid: DomId, runs: &[(Gfn, u64)]) -> Self {
         let (page, xenstore_port) = machine.connect_xenstore(domid);
+        let frames = OwnFrames::new(runs);
         Self {
             machine: machine.clone(),
             domid,
-            frames: OwnFrames::new(runs),
+            own_grants: OwnGrants::of(machine, domid, frames.clone()),
+            frames,
             xenstore: Region::mapped(vec![page]),
             xenstore_port,
             nr_mapped_pages: 0,
@@ -278,6 +281,11 @@ impl Grants for SimPlatform {
 impl Platform for SimPlatform {
     type Memory = OwnFrames;
     type XenstorePage = Region;
+    type GrantTable = OwnGrants;
+
+    fn grant_table(&mut self) -> &mut OwnGrants {
+        &mut self.own_grants
+    }
 
     fn now(&self) -> Instant {
         self.machine.now()

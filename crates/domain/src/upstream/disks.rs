@@ -1,0 +1,150 @@
+//! The disks on what other domains serve: a part of it, or an overlay over one.
+
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use catalog::{Cow, DiskType, Name, Upstream, VirtualDevice};
+use store::{Access, DeviceDisk, Disk, Overlay, Slice};
+
+use crate::create::{pages, sectors};
+use crate::disks::{DiskId, Entry, Extent, Role};
+use crate::domain::Domain;
+use crate::platform::Platform;
+use crate::refusal::Refusal;
+
+impl<P: Platform> Domain<P> {
+    /// Makes a disk on an upstream disk, which must be connected.
+    pub(crate) fn make_upstream(
+        &mut self,
+        platform: &mut P,
+        disk: &Upstream,
+        name: Option<String>,
+        base: Option<String>,
+    ) -> Result<Entry, Refusal> {
+        let device = disk.device;
+        self.want_upstream(platform, device)?;
+        let Some(upstream) = self.upstreams.get(device).filter(|up| up.is_connected()) else {
+            let state = self.upstreams.get(device).map_or(String::new(), |up| up.describe_state());
+            return Err(Refusal::NotConnected { device, state });
+        };
+        let slice = Slice {
+            offset: sectors(disk.slice.offset_bytes),
+            nr_sectors: disk.slice.size_bytes.map(sectors),
+        };
+        let (role, access) = match disk.cow {
+            None => (Role::Itself, Access::ReadWrite),
+            Some(_) => (Role::Base, Access::ReadOnly),
+        };
+        let extent = Extent { device, first: slice.offset, nr_sectors: slice.nr_sectors, role };
+        let on_it = DeviceDisk::new(&upstream.shared, slice, access)?;
+        let made = match disk.cow {
+            None => Disk::Device(on_it),
+            Some(Cow { cap_bytes }) => {
+                self.disks.check_extent(None, &extent, Access::ReadOnly)?;
+                Disk::Overlay(Overlay::new(on_it, cap_bytes.map(pages), &self.pool)?)
+            }
+        };
+        let mut entry = Entry::new(made, name, base);
+        entry.extent = Some(extent);
+        Ok(entry)
+    }
+
+    /// Remembers a disk of the command line, to be made when what it is on is there.
+    pub(crate) fn define_upstream(
+        &mut self,
+        platform: &mut P,
+        name: Name<'_>,
+        disk: Upstream,
+        base: Option<String>,
+    ) -> Result<(), Refusal> {
+        self.check_unused(name)?;
+        self.want_upstream(platform, disk.device)?;
+        self.defined.push(Defined { name: name.to_string(), disk, base });
+        Ok(())
+    }
+
+    /// Where a disk of the command line stands among those that are not made yet.
+    pub(crate) fn find_defined(&self, name: &str) -> Option<usize> {
+        self.defined.iter().position(|defined| defined.name == name)
+    }
+
+    /// Makes the disks of the command line on a device that are not made yet.
+    pub(super) fn make_defined(&mut self, platform: &mut P, device: VirtualDevice) {
+        let on_it = self.defined.iter().filter(|defined| defined.disk.device == device);
+        let names: Vec<String> = on_it.map(|defined| defined.name.clone()).collect();
+        for name in names {
+            match self.find_or_make(platform, &name) {
+                Ok(_) => platform.log(format_args!("disk {name}: made")),
+                Err(refusal) => platform.log(format_args!("disk {name} is refused: {refusal}")),
+            }
+        }
+    }
+
+    /// The disk of a name; one of the command line is made if what it is on is there. `None` where
+    /// there is no such disk.
+    pub(crate) fn find_or_make(
+        &mut self,
+        platform: &mut P,
+        name: &str,
+    ) -> Result<Option<DiskId>, Refusal> {
+        if let Some(id) = self.disks.find(name) {
+            self.check_connected(id)?;
+            return Ok(Some(id));
+        }
+        let Some(at) = self.find_defined(name) else { return Ok(None) };
+        let Defined { name, disk, base } = self.defined[at].clone();
+        let entry = self.make_upstream(platform, &disk, Some(name), base)?;
+        let id = self.disks.add(entry)?;
+        self.defined.remove(at);
+        Ok(Some(id))
+    }
+
+    /// Whether what a disk is on is there.
+    pub(crate) fn check_connected(&self, id: DiskId) -> Result<(), Refusal> {
+        let extent = self.disks.get(id).and_then(|entry| entry.extent);
+        let upstream = extent.and_then(|extent| self.upstreams.get(extent.device));
+        match upstream {
+            Some(upstream) if !upstream.is_connected() => Err(Refusal::NotConnected {
+                device: upstream.device,
+                state: upstream.describe_state(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// What of an upstream disk a disk is, and the name of the disk that it is over: one of type
+    /// `vbd`, or an overlay over a disk of that type that has a name.
+    pub(crate) fn upstream_of(&self, disk: &DiskType<'_>) -> Option<(Upstream, Option<String>)> {
+        let (base, cap_bytes) = match disk {
+            DiskType::Vbd(upstream) => return Some((*upstream, None)),
+            DiskType::Overlay(catalog::Overlay { image, cap_bytes }) => {
+                (image.as_str(), *cap_bytes)
+            }
+            _ => return None,
+        };
+        let defined = self.find_defined(base).map(|at| self.defined[at].disk);
+        let made = || {
+            let extent = self.disks.get(self.disks.find(base)?)?.extent?;
+            let bytes = |sectors: u64| sectors * store::SECTOR_SIZE as u64;
+            let slice = catalog::Slice {
+                offset_bytes: bytes(extent.first),
+                size_bytes: extent.nr_sectors.map(bytes),
+            };
+            let is_cow = extent.role == Role::Base;
+            let cow = is_cow.then_some(Cow { cap_bytes: None });
+            Some(Upstream { device: extent.device, slice, cow })
+        };
+        let upstream = defined.or_else(made).filter(|upstream| upstream.cow.is_none())?;
+        let cow = Some(Cow { cap_bytes });
+        Some((Upstream { cow, ..upstream }, Some(base.to_string())))
+    }
+}
+
+/// A disk of the command line that is on an upstream disk.
+#[derive(Clone, Debug)]
+pub(crate) struct Defined {
+    pub(crate) name: String,
+    pub(crate) disk: Upstream,
+    /// The disk that it is over, if that has a name.
+    base: Option<String>,
+}

@@ -1,0 +1,178 @@
+//! What an upstream disk's events and its time come to.
+
+use alloc::vec::Vec;
+
+use blkfront::Event;
+use catalog::VirtualDevice;
+use xen_abi::Instant;
+
+use crate::disks::DiskId;
+use crate::domain::Domain;
+use crate::platform::Platform;
+use crate::vbd::{Opening, VbdKey};
+
+impl<P: Platform> Domain<P> {
+    /// Takes what upstream disks have answered and has those look again who wait for it, then sends
+    /// what was submitted: after each turn, so that what a turn asks for takes one event.
+    pub(crate) fn pump_upstreams(&mut self, platform: &mut P) {
+        for at in 0..self.upstreams.0.len() {
+            if let Some(upstream) = self.upstreams.0.get(at).filter(|up| up.port.is_some()) {
+                self.pump_upstream(platform, upstream.device);
+            }
+        }
+    }
+
+    pub(super) fn pump_upstream(&mut self, platform: &mut P, device: VirtualDevice) {
+        let Some(upstream) = self.upstreams.get_mut(device) else { return };
+        if let Some(frontend) = &mut upstream.leaving {
+            while store::Device::complete(frontend).is_some() {}
+            // What had to wait for slots.
+            if let Some(port) = frontend.publish() {
+                platform.notify(port);
+            }
+            let event = if let Some(broken) = frontend.broken() {
+                platform.log(format_args!("upstream {device}: {broken}"));
+                Event::Broken
+            } else if upstream.draining && frontend.nr_in_flight() == 0 {
+                Event::Drained
+            } else {
+                return;
+            };
+            if core::mem::take(&mut upstream.draining) {
+                upstream.handle(event);
+                self.proceed_upstream(platform, device);
+            }
+            return;
+        }
+        let mut shared = upstream.shared.borrow_mut();
+        let has_news = shared.pump();
+        let mut broken = None;
+        if let Some(frontend) = shared.device() {
+            if let Some(port) = frontend.publish() {
+                platform.notify(port);
+            }
+            broken = frontend.broken();
+        }
+        drop(shared);
+        if let Some(broken) = broken {
+            platform.log(format_args!("{upstream}: {broken}"));
+            upstream.handle(Event::Broken);
+            self.proceed_upstream(platform, device);
+        } else if has_news {
+            self.ready_upstream(device);
+        }
+    }
+
+    /// Has everybody look again who has a disk on a device.
+    fn ready_upstream(&mut self, device: VirtualDevice) {
+        for key in self.vbds_on(device) {
+            let nr_rings = self.vbds.get(&key).map_or(0, |vbd| vbd.rings.len());
+            for ring in 0..nr_rings {
+                self.ready(key, ring);
+            }
+        }
+    }
+
+    /// The vbds of the disks on a device.
+    pub(super) fn vbds_on(&self, device: VirtualDevice) -> Vec<VbdKey> {
+        let disks: Vec<DiskId> = self.disks.on(device).collect();
+        let holders = disks.iter().filter_map(|&id| self.disks.get(id)).flat_map(|e| e.holders());
+        holders.collect()
+    }
+
+    /// The disk is there: those made of it that are not yet, and those that wait for it.
+    pub(super) fn upstream_came(&mut self, platform: &mut P, device: VirtualDevice) {
+        self.make_defined(platform, device);
+        let disks: Vec<DiskId> = self.disks.on(device).collect();
+        for id in disks {
+            self.tell_size(platform, id);
+            self.hand_over(platform, id);
+        }
+        let waiting: Vec<VbdKey> = self
+            .vbds
+            .iter()
+            .filter(|vbd| vbd.opening != Opening::AtOnce)
+            .map(|vbd| vbd.id.key)
+            .collect();
+        for key in waiting {
+            self.look(platform, key);
+        }
+        self.usage_changed = true;
+    }
+
+    /// The size of the disk has changed.
+    pub(super) fn upstream_resized(&mut self, platform: &mut P, device: VirtualDevice) {
+        let disks: Vec<DiskId> = self.disks.on(device).collect();
+        for id in disks {
+            self.tell_size(platform, id);
+        }
+    }
+
+    /// The disk is gone: the vbds on it close, and what they have in flight or ask meanwhile fails.
+    pub(super) fn upstream_went(&mut self, platform: &mut P, device: VirtualDevice) {
+        for key in self.vbds_on(device) {
+            let Some(vbd) = self.vbds.get_mut(&key) else { continue };
+            if vbd.handshake.is_connected() {
+                self.complain(platform, key, format_args!("upstream {device} is gone"));
+            }
+            if let Some(vbd) = self.vbds.get_mut(&key) {
+                vbd.handle(blkback::Event::Withdrawn);
+            }
+            self.proceed(platform, key);
+        }
+        self.ready_upstream(device);
+        self.usage_changed = true;
+    }
+
+    /// When something of an upstream disk is due.
+    pub(crate) fn upstream_deadline(&self) -> Option<Instant> {
+        let of = self.upstreams.iter().flat_map(|upstream| {
+            [upstream.closing_until, upstream.missing_at, upstream.reclaim_at]
+        });
+        of.flatten().min()
+    }
+
+    /// Goes on with what found no room in xenstore's queue.
+    pub(crate) fn proceed_upstreams(&mut self, platform: &mut P) {
+        for device in self.upstreams.devices() {
+            self.proceed_upstream(platform, device);
+        }
+    }
+
+    /// Does what is due.
+    pub(crate) fn fire_upstream_timers(&mut self, platform: &mut P, now: Instant) {
+        for device in self.upstreams.devices() {
+            let Some(upstream) = self.upstreams.get_mut(device) else { continue };
+            if upstream.missing_at.is_some_and(|at| at <= now) {
+                upstream.missing_at = None;
+                let state = upstream.describe_state();
+                platform.log(format_args!("{upstream} is not connected: {state}"));
+            }
+            if upstream.closing_until.is_some_and(|at| at <= now) {
+                upstream.closing_until = None;
+                platform.log(format_args!("{upstream}: its backend is not waited for any more"));
+                upstream.handle(Event::TimedOut);
+                self.proceed_upstream(platform, device);
+            }
+            let Some(upstream) = self.upstreams.get(device) else { continue };
+            if upstream.reclaim_at.is_some_and(|at| at <= now) {
+                self.reclaim_upstream(platform, device);
+            }
+        }
+    }
+
+    /// Has all upstream disks closed: what was written to them is made durable first.
+    pub(crate) fn close_upstreams(&mut self, platform: &mut P) {
+        for device in self.upstreams.devices() {
+            if let Some(upstream) = self.upstreams.get_mut(device) {
+                upstream.handle(Event::Close);
+            }
+            self.proceed_upstream(platform, device);
+        }
+    }
+
+    /// Whether no upstream disk is waited for at the end.
+    pub(crate) fn has_closed_upstreams(&self) -> bool {
+        self.upstreams.iter().all(super::Upstream::is_closed)
+    }
+}
