@@ -294,6 +294,7 @@ impl<P: Platform> Domain<P> {
     fn release(&mut self, platform: &mut P, disk: DiskId, key: VbdKey) {
         self.cleared.extend(self.disks.release(disk, key));
         self.hand_over(platform, disk);
+        self.drop_upstreams(platform);
         self.end_if_drained(platform);
     }
 

@@ -22,6 +22,8 @@ pub struct SimPlatform {
     xenstore_port: EvtchnPort,
     nr_mapped_pages: usize,
     own_grants: OwnGrants,
+    /// What its lines on the host's one console begin with.
+    pub console_prefix: String,
     /// How many pages of peers fit our address space at once.
     pub map_space_pages: usize,
 }
@@ -47,6 +49,7 @@ impl SimPlatform {
             xenstore: Region::mapped(vec![page]),
             xenstore_port,
             nr_mapped_pages: 0,
+            console_prefix: String::new(),
             map_space_pages: usize::MAX,
         }
     }
@@ -325,6 +328,6 @@ impl Platform for SimPlatform {
     }
 
     fn log(&mut self, line: fmt::Arguments<'_>) {
-        self.machine.say(line.to_string());
+        self.machine.say(format!("{}{line}", self.console_prefix));
     }
 }

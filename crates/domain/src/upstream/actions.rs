@@ -18,6 +18,7 @@ use crate::inquiry::{About, Inquiry, STATE, Side, Subject};
 use crate::platform::Platform;
 use crate::refusal::Refusal;
 use crate::text::Printable;
+use crate::vbd::Opening;
 
 /// What an answer of xenstore is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -332,5 +333,26 @@ impl<P: Platform> Domain<P> {
         let (path, token) = (format!("{}/{STATE}", peer.dir), upstream.token());
         let tag = Tag::Upstream(device, Answer::Written);
         self.submit(platform, Request::Unwatch { path: &path, token: &token }, tag);
+        self.drop_upstreams(platform);
+    }
+
+    /// Looks no longer for devices that nobody serves and nobody asks for.
+    pub(crate) fn drop_upstreams(&mut self, platform: &mut P) {
+        if self.vbds.iter().any(|vbd| vbd.opening != Opening::AtOnce) {
+            return;
+        }
+        for device in self.upstreams.devices() {
+            let is_used = self.disks.on(device).next().is_some()
+                || self.defined.iter().any(|defined| defined.disk.device == device);
+            let idle = |up: &&Upstream<_>| up.peer.is_none() && up.retired.nr_frames() == 0;
+            if is_used {
+                continue;
+            }
+            let Some(upstream) = self.upstreams.get(device).filter(idle) else { continue };
+            let (path, token) = (upstream.dir(), upstream.token());
+            let tag = Tag::Upstream(device, Answer::Written);
+            self.submit(platform, Request::Unwatch { path: &path, token: &token }, tag);
+            self.upstreams.0.retain(|upstream| upstream.device != device);
+        }
     }
 }

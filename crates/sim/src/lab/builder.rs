@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use domain::{Domain, Next, Resources};
+use domain::{Domain, Resources};
 use store::{FrameAddr, FrameMemory, ImageFile};
 use xen_abi::{DomId, Gfn, PAGE_SIZE};
 
 use super::Lab;
+use super::driver::Driver;
 use crate::toolstack::{self, DomainKind};
 use crate::{Machine, SimPlatform};
 
@@ -83,18 +84,18 @@ impl LabBuilder {
         let rng = machine.rng().fork();
         let mut lab = Lab {
             machine,
-            platform,
-            domain: Some(domain),
-            next: Next::Now,
-            nr_steps: 0,
+            ours: Driver::new(platform, domain),
+            servers: BTreeMap::new(),
             frontends: BTreeMap::new(),
             hostiles: BTreeMap::new(),
             operations: Vec::new(),
             rng,
             nodes_at_start: Vec::new(),
+            watches_at_start: 0,
         };
         lab.settle();
         lab.nodes_at_start = lab.machine.xenstored().nodes_of(domid);
+        lab.watches_at_start = lab.machine.xenstored().nr_watches(domid);
         lab
     }
 

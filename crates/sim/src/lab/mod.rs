@@ -14,6 +14,7 @@
 //! ```
 
 mod builder;
+mod driver;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -21,10 +22,12 @@ use std::task::Poll;
 use std::time::Duration;
 
 use blkif::Abi;
-use domain::{Domain, Next, ShutdownReason};
+use domain::{Next, ShutdownReason};
 use xen_abi::{DomId, Instant};
 
 pub use builder::LabBuilder;
+
+use driver::Driver;
 
 use crate::toolstack::{
     self, Detach, Device, DiskSpec, DomainKind, Operation, ToolstackError, vdev_number,
@@ -51,15 +54,15 @@ struct Running {
 /// A running host.
 pub struct Lab {
     machine: Machine,
-    platform: SimPlatform,
-    domain: Option<Domain<SimPlatform>>,
-    next: Next,
-    nr_steps: u64,
+    ours: Driver,
+    /// Driver domains that serve disks to ours.
+    servers: BTreeMap<DomId, Driver>,
     frontends: BTreeMap<Device, Frontend>,
     hostiles: BTreeMap<Device, Hostile>,
     operations: Vec<Running>,
     rng: Rng,
     nodes_at_start: Vec<String>,
+    watches_at_start: usize,
 }
 
 impl Lab {
@@ -79,19 +82,19 @@ impl Lab {
     /// The driver domain.
     #[must_use]
     pub const fn domid(&self) -> DomId {
-        self.platform.domid()
+        self.ours.platform.domid()
     }
 
     /// How many steps the driver domain has taken.
     #[must_use]
     pub const fn nr_steps(&self) -> u64 {
-        self.nr_steps
+        self.ours.nr_steps
     }
 
     /// The driver domain's platform.
     #[must_use]
     pub const fn platform(&mut self) -> &mut SimPlatform {
-        &mut self.platform
+        &mut self.ours.platform
     }
 
     /// The test's own random choices.
@@ -104,6 +107,34 @@ impl Lab {
     #[must_use]
     pub fn create_guest(&mut self) -> DomId {
         toolstack::create_domain(&self.machine, DomainKind::Guest)
+    }
+
+    /// Creates a driver domain that serves disks to ours: another Granary, with 4 MiB.
+    #[must_use]
+    pub fn create_server(&mut self, command_line: &str) -> DomId {
+        let driver = Driver::create(&self.machine, command_line, 1024);
+        let domid = driver.platform.domid();
+        self.servers.insert(domid, driver);
+        domid
+    }
+
+    /// Attaches a disk of another driver domain to ours, and waits for the toolstack's verdict.
+    ///
+    /// # Panics
+    /// Where the toolstack is not content.
+    pub fn serve(&mut self, server: DomId, spec: &DiskSpec) -> Device {
+        let devid = vdev_number(&spec.vdev).unwrap_or_else(|| panic!("no vdev {}", spec.vdev));
+        let device = Device::new(server, self.domid(), devid);
+        let id = self.begin(Operation::attach(&self.machine, device, spec));
+        self.finish(id).unwrap_or_else(|error| panic!("{spec:?}: {error}"));
+        device
+    }
+
+    /// Destroys a driver domain that serves disks to ours, with its nodes: its disks stay attached to
+    /// ours.
+    pub fn destroy_server(&mut self, server: DomId) {
+        self.servers.remove(&server);
+        toolstack::destroy_domain(&self.machine, server);
     }
 
     /// The device of a guest's vdev.
@@ -294,7 +325,7 @@ impl Lab {
     /// What the driver domain ended for, if it has.
     #[must_use]
     pub const fn ended(&self) -> Option<ShutdownReason> {
-        match self.next {
+        match self.ours.next {
             Next::Shutdown(reason) => Some(reason),
             _ => None,
         }
@@ -349,12 +380,13 @@ impl Lab {
 
     /// When somebody wants to go on who sleeps now.
     fn deadline(&self) -> Option<Instant> {
-        let domain = match self.next {
+        let drivers = self.servers.values().chain([&self.ours]);
+        let drivers = drivers.filter_map(|driver| match driver.next {
             Next::At(at) => Some(at),
             Next::Now | Next::Idle | Next::Shutdown(_) => None,
-        };
+        });
         let operations = self.operations.iter().filter(|running| running.result.is_none());
-        operations.map(|running| running.next_look).chain(domain).min()
+        operations.map(|running| running.next_look).chain(drivers).min()
     }
 
     /// Lets everybody take a step, in random order; now and then somebody misses the turn. Returns
@@ -362,12 +394,14 @@ impl Lab {
     fn round(&mut self) -> bool {
         enum Actor {
             Domain,
+            Server(DomId),
             Xenstored,
             Frontend(Device),
             Hostile(Device),
             Operation(usize),
         }
         let mut actors = vec![Actor::Domain, Actor::Xenstored];
+        actors.extend(self.servers.keys().map(|&server| Actor::Server(server)));
         actors.extend(self.frontends.keys().map(|&device| Actor::Frontend(device)));
         actors.extend(self.hostiles.keys().map(|&device| Actor::Hostile(device)));
         let running = (0..self.operations.len()).filter(|&n| self.operations[n].result.is_none());
@@ -382,7 +416,10 @@ impl Lab {
                 continue;
             }
             busy |= match actor {
-                Actor::Domain => self.step_domain(),
+                Actor::Domain => self.ours.step(&self.machine),
+                Actor::Server(server) => {
+                    self.servers.get_mut(&server).expect("an actor").step(&self.machine)
+                }
                 Actor::Xenstored => self.machine.step_xenstored(),
                 Actor::Frontend(device) => self.frontend(device).step(),
                 Actor::Hostile(device) => {
@@ -393,24 +430,6 @@ impl Lab {
             };
         }
         busy
-    }
-
-    /// Calls the domain if an event arrived for it, or it is the time that it named.
-    fn step_domain(&mut self) -> bool {
-        let now = self.machine.now();
-        let due = match self.next {
-            Next::Now => true,
-            Next::At(at) => at <= now || self.machine.events().is_pending(self.domid()),
-            Next::Idle => self.machine.events().is_pending(self.domid()),
-            Next::Shutdown(_) => false,
-        };
-        let Some(domain) = self.domain.as_mut().filter(|_| due) else { return false };
-        self.next = domain.step(&mut self.platform);
-        self.nr_steps += 1;
-        if let Next::Shutdown(_) = self.next {
-            self.domain = None;
-        }
-        true
     }
 
     /// The toolstack looks at xenstore again, a little late as it does.
@@ -442,9 +461,11 @@ impl Lab {
         assert_eq!(xenstored.broken(domid), None);
         assert_eq!(xenstored.nr_transactions(domid), 0, "transactions");
         assert_eq!(xenstored.nodes_of(domid), self.nodes_at_start, "xenstore nodes");
-        assert_eq!(xenstored.nr_watches(domid), 3, "watches");
+        let nr_watches = self.watches_at_start;
+        assert_eq!(xenstored.nr_watches(domid), nr_watches, "watches");
         let usage = xenstored.dump(&format!("/local/domain/{domid}/data/usage"));
-        let held = |(_, usage): &(String, String)| usage.contains(" handles=0 ports=1 watches=3 ");
+        let none_held = format!(" handles=0 ports=1 watches={nr_watches} ");
+        let held = |(_, usage): &(String, String)| usage.contains(&none_held);
         assert!(usage.first().is_some_and(held), "what it says itself: {usage:?}");
     }
 
@@ -452,7 +473,7 @@ impl Lab {
     #[must_use]
     pub fn report(&self) -> String {
         let mut text = format!("{:?}\n", self.machine);
-        let _ = writeln!(text, "the domain goes on: {:?}", self.next);
+        let _ = writeln!(text, "the domain goes on: {:?}", self.ours.next);
         for frontend in self.frontends.values() {
             let _ = writeln!(text, "{frontend:?}");
         }
