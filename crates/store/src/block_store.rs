@@ -260,7 +260,8 @@ impl Steps {
 /// Ranges were checked against [`BlockStore::geometry`]; the caller refuses writes to a disk that
 /// is read-only. What is given here once for all is that of such a disk.
 pub trait BlockStore<M: FrameMemory> {
-    /// What the disk says of itself. Does not change while a request is open.
+    /// What the disk says of itself. Does not change while a request is open, unless what the disk is on
+    /// does: requests for what is gone then fail.
     fn geometry(&self) -> Geometry;
 
     /// The unit in which data is packed: a request may have all of each that it touches unpacked
