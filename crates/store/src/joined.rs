@@ -4,14 +4,14 @@ use crate::block_store::{Extent, ExtentSink};
 use crate::memory::FrameAddr;
 
 /// Joins what lies side by side on its way to a sink.
-pub(crate) struct Joined<'a, S> {
-    sink: &'a mut S,
+pub(crate) struct Joined<'a> {
+    sink: &'a mut dyn ExtentSink,
     at: FrameAddr,
     len_bytes: usize,
 }
 
-impl<'a, S: ExtentSink> Joined<'a, S> {
-    pub(crate) const fn new(sink: &'a mut S) -> Self {
+impl<'a> Joined<'a> {
+    pub(crate) fn new(sink: &'a mut dyn ExtentSink) -> Self {
         Self { sink, at: FrameAddr::at(0), len_bytes: 0 }
     }
 

@@ -92,7 +92,7 @@ impl DeviceDisk {
         &self,
         token: Option<&Token>,
         range: SectorRange,
-        sink: &mut impl ExtentSink,
+        sink: &mut dyn ExtentSink,
     ) -> Result<(), StoreError> {
         let mut left_bytes = usize::try_from(range.nr()).map_or(0, |nr| nr * SECTOR_SIZE);
         let mut joined = Joined::new(sink);

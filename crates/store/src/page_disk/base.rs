@@ -56,6 +56,7 @@ impl Base {
     }
 
     /// Copies what it has at byte `offset` of the disk to `to`.
+    #[inline(never)]
     pub(super) fn fill<M: FrameMemory>(
         &self,
         pool: &mut PagePool<M>,
@@ -124,7 +125,7 @@ impl Fetched {
         &self,
         offset: u64,
         len_bytes: usize,
-        sink: &mut impl ExtentSink,
+        sink: &mut dyn ExtentSink,
     ) -> Result<(), StoreError> {
         let end = offset.saturating_add(len_bytes as u64);
         let mut joined = Joined::new(sink);
