@@ -327,7 +327,8 @@ pub trait BlockStore<M: FrameMemory> {
     }
 
     /// Names the extents of a write that were not named at once, when its token is ready. It is still
-    /// to be committed, or, where this fails, to be aborted.
+    /// to be committed, or, where this fails, to be aborted. Where it fails for want of room
+    /// ([`StoreError::NoMemory`], [`StoreError::CapReached`]) it may be tried again.
     ///
     /// # Errors
     /// The write cannot be done; what `sink` got is void.

@@ -9,7 +9,7 @@ use device::{Fake, Lab, NR_SECTORS, begin, begin_write, byte, plenty, range, rea
 use frames::{Frames, SECTOR, audit};
 use store::{
     Access, BlockSize, BlockStore, Discard, DiscardLimits, Disk, Failure, Flushing, Geometry,
-    Naming, OpenWrite, Overlay, Progress, Request, SecureDiscard, StoreError,
+    Naming, OpenWrite, Overlay, Progress, Request, SecureDiscard, StoreError, Want,
 };
 
 fn bytes(first: u64, nr: u64) -> Vec<u8> {
@@ -281,6 +281,32 @@ fn it_says_of_itself_what_it_is() {
     assert_eq!(BlockStore::<Frames>::geometry(&disk).nr_sectors, NR_SECTORS);
     assert_eq!(Disk::Device(lab.disk()).usage(), None);
     lab.assert_clean();
+}
+
+#[test]
+fn what_finds_no_page_may_find_one_later() {
+    let mut lab = Lab::new();
+    let mut disk = overlay(&lab);
+    // Two pages and a node, and there are only two in all.
+    let mut open = begin_write(&mut disk, &mut lab, 3, &data(7)).unwrap();
+    lab.finish();
+    let mut taken: Vec<_> = std::iter::from_fn(|| lab.pool.take(Want::More).ok()).collect();
+    let free = |lab: &mut Lab, taken: &mut Vec<_>| lab.pool.release(taken.pop().unwrap());
+    free(&mut lab, &mut taken);
+    free(&mut lab, &mut taken);
+    let (free_pages, total) = (lab.pool.nr_free() - 2, lab.pool.nr_total());
+    let no_memory = Err(StoreError::NoMemory { free: free_pages, total });
+    assert_eq!(resume(&mut disk, &mut lab, &mut open, &data(7)), no_memory);
+    assert_eq!(open.naming(), Naming::Later);
+    // The node stays.
+    assert_eq!(lab.pool.nr_free(), free_pages + 1);
+    free(&mut lab, &mut taken);
+    resume(&mut disk, &mut lab, &mut open, &data(7)).unwrap();
+    disk.commit_write(&mut lab.pool, open).unwrap();
+    taken.drain(..).for_each(|page| lab.pool.release(page));
+    let expected = [bytes(16, 3), data(7), bytes(26, 83)].concat();
+    assert_eq!(read(&mut disk, &mut lab, 0, 93), expected);
+    end(disk, lab);
 }
 
 #[test]

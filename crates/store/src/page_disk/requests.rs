@@ -166,8 +166,21 @@ impl PageDisk {
         Ok(OpenWrite::new(range))
     }
 
-    /// Reserves a page for each that a write is to replace, and names them.
+    /// Reserves a page for each that a write is to replace, and names them; all or none.
     pub(crate) fn reserve<M: FrameMemory>(
+        &mut self,
+        pool: &mut PagePool<M>,
+        write: &mut OpenWrite,
+        sink: &mut impl ExtentSink,
+    ) -> Result<(), StoreError> {
+        let reserved = self.try_reserve(pool, write, sink);
+        if reserved.is_err() {
+            self.give_back(pool, write);
+        }
+        reserved
+    }
+
+    fn try_reserve<M: FrameMemory>(
         &mut self,
         pool: &mut PagePool<M>,
         write: &mut OpenWrite,
@@ -258,8 +271,8 @@ impl PageDisk {
     }
 
     /// Gives the pages back that were reserved for a write.
-    fn give_back<M: FrameMemory>(&mut self, pool: &mut PagePool<M>, mut write: OpenWrite) {
-        self.nr_coming -= write.nr_new;
+    fn give_back<M: FrameMemory>(&mut self, pool: &mut PagePool<M>, write: &mut OpenWrite) {
+        self.nr_coming -= core::mem::take(&mut write.nr_new);
         while let Some(page) = pool.take_reserved(&mut write.reserved) {
             pool.release(page);
         }
@@ -374,9 +387,9 @@ impl<M: FrameMemory> BlockStore<M> for PageDisk {
         Ok(Progress::Done)
     }
 
-    fn abort_write(&mut self, pool: &mut PagePool<M>, write: OpenWrite) {
+    fn abort_write(&mut self, pool: &mut PagePool<M>, mut write: OpenWrite) {
         self.close(&write);
-        self.give_back(pool, write);
+        self.give_back(pool, &mut write);
     }
 
     /// What is discarded reads as the base has it.
