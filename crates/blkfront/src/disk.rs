@@ -110,22 +110,11 @@ impl Disk {
     /// # Errors
     /// The first key that cannot be used.
     pub fn parse(values: [Option<&[u8]>; 12]) -> Result<Self, KeyError> {
-        let mut nodes = Self::KEYS.into_iter().zip(values).map(|(key, value)| Node(key, value));
-        let [
-            sectors,
-            logical,
-            physical,
-            info,
-            mode,
-            cache,
-            barrier,
-            discard,
-            granularity,
-            alignment,
-            secure,
-            indirect,
-        ] = core::array::from_fn(|_| nodes.next().unwrap_or(Node("", None)));
-
+        let node = |nth: usize| Node(Self::KEYS[nth], values[nth]);
+        let (sectors, logical, physical, info) = (node(0), node(1), node(2), node(3));
+        let (mode, cache, barrier, discard) = (node(4), node(5), node(6), node(7));
+        let (granularity, alignment) = (node(8), node(9));
+        let (secure, indirect) = (node(10), node(11));
         let logical = logical.block_size()?;
         let logical_bytes = logical.bytes();
         let physical_bytes = physical.number_or(
