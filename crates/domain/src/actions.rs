@@ -282,6 +282,7 @@ impl<P: Platform> Domain<P> {
         if let Some(disk) = vbd.disk() {
             self.release(platform, disk, key);
         }
+        self.drop_upstreams(platform);
         self.usage_changed = true;
         if vbd.look {
             // It may have been attached again while we still read that it was gone.
@@ -294,7 +295,6 @@ impl<P: Platform> Domain<P> {
     fn release(&mut self, platform: &mut P, disk: DiskId, key: VbdKey) {
         self.cleared.extend(self.disks.release(disk, key));
         self.hand_over(platform, disk);
-        self.drop_upstreams(platform);
         self.end_if_drained(platform);
     }
 

@@ -115,7 +115,9 @@ impl<P: Platform> Domain<P> {
     fn tell_attached(&self, platform: &mut P, key: VbdKey, device: &Device) {
         let Some(entry) = self.disks.get(device.disk) else { return };
         let geometry = BlockStore::<P::Memory>::geometry(&entry.disk);
-        let writes_end_with_it = entry.name.is_none() && geometry.access == Access::ReadWrite;
+        let writes_end_with_it = entry.name.is_none()
+            && geometry.access == Access::ReadWrite
+            && !matches!(entry.disk, Disk::Device(_));
         platform.log(format_args!(
             "vbd {key}: attached {}, {} sectors, {}{}",
             Printable(&device.params),
@@ -299,7 +301,10 @@ impl<P: Platform> Domain<P> {
         let nr_sectors = BlockStore::<P::Memory>::geometry(&entry.disk).nr_sectors;
         let holders: alloc::vec::Vec<VbdKey> = entry.holders().collect();
         for key in holders {
-            let Some(vbd) = self.vbds.get(&key) else { continue };
+            let Some(vbd) = self.vbds.get_mut(&key) else { continue };
+            if let Identity::Open(device) = &mut vbd.identity {
+                device.published = nr_sectors;
+            }
             platform.log(format_args!("vbd {key}: resized to {nr_sectors} sectors"));
             let (tag, is_connected) = (Tag::Written(vbd.id), vbd.handshake.is_connected());
             let (node, state_node) = (vbd.node(keys::SECTORS), vbd.node(STATE));

@@ -209,7 +209,7 @@ impl Machine {
         if self.0.xenstored_sleeps.get() {
             return false;
         }
-        let mut busy = false;
+        let (mut busy, mut any_received) = (false, false);
         for (&domid, ring) in self.0.rings.borrow_mut().iter_mut() {
             if self.events().take_port(DOM0, ring.port) {
                 ring.may_read = true;
@@ -227,10 +227,15 @@ impl Machine {
             drop(xenstored);
             ring.may_write = sent || received;
             ring.may_read = received;
+            any_received |= received;
             if sent || received {
                 self.events().send(DOM0, ring.port).expect("xenstored's port is open");
                 busy = true;
             }
+        }
+        if any_received {
+            // What one writes is told to others that watch it.
+            self.wake_xenstored();
         }
         busy
     }

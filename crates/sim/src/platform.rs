@@ -77,6 +77,12 @@ impl SimPlatform {
         &self.frames
     }
 
+    /// The domain's own grant table.
+    #[must_use]
+    pub const fn own_grants(&mut self) -> &mut OwnGrants {
+        &mut self.own_grants
+    }
+
     /// The domain itself.
     #[must_use]
     pub const fn domid(&self) -> DomId {

@@ -6,17 +6,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-use sim::toolstack::{Detach, DiskSpec};
-use sim::{Expect, FrontendConfig, Lab, Model, seeds};
-use xen_abi::DomId;
+use std::time::Duration;
 
-/// A driver domain with an upstream disk of 2 MiB.
-fn stacked(seed: u64, command_line: &str, disk: &DiskSpec) -> (Lab, DomId, sim::toolstack::Device) {
+use sim::toolstack::{Detach, Device, DiskSpec, Operation, ToolstackError};
+use sim::{Expect, FrontendConfig, Lab, Model, seeds};
+use xen_abi::{DomId, GntStatus, XenbusState};
+
+/// A driver domain with an upstream disk, and the pages that its pool had before.
+fn stacked(seed: u64, command_line: &str, disk: &DiskSpec) -> (Lab, DomId, Device, u64) {
     println!("SIM_SEED={seed}");
     let mut lab = Lab::new(seed).cmdline(command_line).start();
+    let nr_free = free_pages(&lab);
     let server = lab.create_server("");
     let upstream = lab.serve(server, disk);
-    (lab, server, upstream)
+    (lab, server, upstream, nr_free)
 }
 
 /// Nothing of the upstream disk is left in either domain.
@@ -38,8 +41,7 @@ fn free_pages(lab: &Lab) -> u64 {
 fn every_byte_goes_through() {
     for seed in seeds(4) {
         let spec = DiskSpec::new("xvdb", "ram,size=2M");
-        let (mut lab, _, upstream) = stacked(seed, "", &spec);
-        let nr_free = free_pages(&lab);
+        let (mut lab, _, upstream, nr_free) = stacked(seed, "", &spec);
         let guest = lab.create_guest();
         let disk = lab.attach(guest, "xvda", "vbd/xvdb");
         lab.connect(disk);
@@ -49,6 +51,322 @@ fn every_byte_goes_through() {
         lab.detach(disk);
         lab.try_detach(upstream, Detach::Polite).unwrap();
         lab.destroy(guest);
+        assert_clean(&mut lab, nr_free);
+    }
+}
+
+/// Lines of our own console that contain `text`.
+fn lines_with(lab: &Lab, text: &str) -> usize {
+    lab.machine().console().iter().filter(|line| line.contains(text)).count()
+}
+
+#[test]
+fn a_disk_with_a_name_waits_for_what_it_is_on() {
+    for seed in seeds(3) {
+        println!("SIM_SEED={seed}");
+        let mut lab = Lab::new(seed).cmdline("disk=far,vbd,dev=xvdb").start();
+        let nr_free = free_pages(&lab);
+        let guest = lab.create_guest();
+        let disk = lab.device(guest, "xvda");
+        let spec = DiskSpec::new("xvda", "far");
+        let id = lab.begin(Operation::attach(lab.machine(), disk, &spec));
+        lab.run_for(Duration::from_secs(3));
+        assert_eq!(lab.result(id), None);
+        assert_eq!(disk.backend_state(lab.machine()), Some(XenbusState::Initialising));
+
+        let server = lab.create_server("disk=kept,ram,size=2M");
+        let upstream = lab.serve(server, &DiskSpec::new("xvdb", "kept"));
+        lab.finish(id).unwrap();
+        lab.connect(disk);
+        lab.random_io(disk, 100);
+        assert_eq!(lines_with(&lab, "disk far: made"), 1);
+
+        lab.detach(disk);
+        lab.destroy(guest);
+        lab.try_detach(upstream, Detach::Polite).unwrap();
+        assert_clean(&mut lab, nr_free);
+    }
+}
+
+#[test]
+fn one_that_never_comes_is_said_and_the_attach_refused() {
+    for (command_line, target) in [("", "vbd/xvdb,cow"), ("disk=far,vbd,dev=51728", "far")] {
+        let mut lab = Lab::new(1).cmdline(command_line).start();
+        let guest = lab.create_guest();
+        let began = lab.machine().now();
+        let result = lab.try_attach(guest, &DiskSpec::new("xvda", target));
+        let found = Some(XenbusState::Closed);
+        let wanted = XenbusState::InitWait;
+        assert_eq!(result, Err(ToolstackError::TimedOut { wanted, found }));
+        assert!(lab.machine().now() >= began.after(Duration::from_secs(10)));
+        let why = "upstream xvdb is not connected: there is no device/vbd/51728";
+        assert_eq!(lines_with(&lab, &format!("cannot serve target={target}: {why}")), 1);
+        assert_eq!(lines_with(&lab, why), 2, "once for the disk itself");
+        let error = format!("error/backend/vbd/{guest}/51712/error");
+        let error =
+            lab.machine().xs(DomId(0)).read(&format!("/local/domain/{}/{error}", lab.domid()));
+        assert_eq!(error.unwrap(), format!("6 cannot serve target={target}: {why}"));
+        lab.destroy(guest);
+        let nr_free = free_pages(&lab);
+        assert_clean(&mut lab, nr_free);
+    }
+}
+
+#[test]
+fn slices_are_disks_of_their_own_and_writers_are_alone_on_theirs() {
+    for seed in seeds(3) {
+        let spec = DiskSpec::new("xvdb", "ram,size=2M");
+        let (mut lab, _, upstream, nr_free) =
+            stacked(seed, "disk=head,vbd,dev=xvdb,size=512K", &spec);
+        let guests = [(); 3].map(|()| lab.create_guest());
+        let head = lab.attach(guests[0], "xvda", "head");
+        let tail = lab.attach(guests[1], "xvda", "vbd/xvdb,offset=1M");
+        for (disk, nr_sectors) in [(head, 1024), (tail, 2048)] {
+            lab.connect(disk);
+            assert_eq!(lab.frontend(disk).disk().unwrap().nr_sectors, nr_sectors);
+        }
+        lab.frontend(head).want(200);
+        lab.random_io(tail, 200);
+        lab.run_until("the answers", |lab| lab.is_drained(head));
+
+        for (target, reason) in [
+            ("vbd/xvdb", "upstream xvdb is in use there: vbd 3/51712 holds it"),
+            ("vbd/xvdb,offset=511K", "upstream xvdb is in use there: vbd 3/51712 holds it"),
+            ("vbd/xvdb,offset=1536K,ro", "upstream xvdb is in use there: vbd 4/51712 holds it"),
+            ("vbd/xvdb,cow", "upstream xvdb is in use there: vbd 3/51712 holds it"),
+            ("head", "head is in use: vbd 3/51712 holds it"),
+            ("vbd/xvdb,offset=2M", "sectors 4096+1 are past the end, the disk has 4096"),
+            ("vbd/xvdb,offset=1M,size=2M", "sectors 2048+4096 are past the end, the disk has 4096"),
+        ] {
+            lab.try_attach(guests[2], &DiskSpec::new("xvdc", target)).unwrap_err();
+            let line = format!("vbd 5/51744: cannot serve target={target}: {reason}");
+            assert_eq!(lines_with(&lab, &line), 1, "{line}\n{}", lab.report());
+            lab.try_detach(lab.device(guests[2], "xvdc"), Detach::Forced).unwrap();
+        }
+        // What nobody has is free.
+        let middle = lab.attach(guests[2], "xvda", "vbd/xvdb,offset=512K,size=512K");
+        lab.connect(middle);
+        lab.random_io(middle, 50);
+
+        for (disk, guest) in [head, tail, middle].into_iter().zip(guests) {
+            lab.detach(disk);
+            lab.destroy(guest);
+        }
+        lab.try_detach(upstream, Detach::Polite).unwrap();
+        assert_clean(&mut lab, nr_free);
+    }
+}
+
+#[test]
+fn an_overlay_leaves_what_it_is_over_as_it_was() {
+    for seed in seeds(3) {
+        let spec = DiskSpec::new("xvdb", "ram,size=2M").read_only();
+        let command_line = "disk=gold,vbd,dev=xvdb disk=fork,gold,cow";
+        let (mut lab, _, upstream, nr_free) = stacked(seed, command_line, &spec);
+        let guests = [(); 3].map(|()| lab.create_guest());
+        let targets = ["gold,cow", "fork", "vbd/xvdb,cow,cap=1M"];
+        let disks: Vec<Device> = guests
+            .iter()
+            .zip(targets)
+            .map(|(&guest, target)| lab.attach(guest, "xvda", target))
+            .collect();
+        for &disk in &disks {
+            lab.add_frontend(
+                disk,
+                FrontendConfig::default(),
+                Some(Model::overlay(vec![0; 2 << 20])),
+            );
+            lab.run_until("the connection", |lab| lab.is_connected(disk));
+        }
+        for &disk in &disks {
+            let cap_holds = disk != disks[2];
+            lab.frontend(disk).expect(if cap_holds { Expect::Success } else { Expect::Failures });
+            lab.frontend(disk).want(150);
+        }
+        for &disk in &disks {
+            lab.run_until("the answers", |lab| lab.is_drained(disk));
+        }
+        lab.run_until("the answers", |lab| lab.is_drained(disks[0]));
+        lab.try_attach(guests[0], &DiskSpec::new("xvdc", "vbd/xvdb")).unwrap_err();
+        lab.try_detach(lab.device(guests[0], "xvdc"), Detach::Forced).unwrap();
+        for (disk, guest) in disks.into_iter().zip(guests) {
+            lab.detach(disk);
+            lab.destroy(guest);
+        }
+        // The backend would have refused a write, with a line.
+        assert_eq!(lines_with(&lab, "read-only"), 3, "{}", lab.report());
+        lab.try_detach(upstream, Detach::Polite).unwrap();
+        // fork keeps what was written to it.
+        lab.assert_clean();
+        assert!(free_pages(&lab) < nr_free);
+    }
+}
+
+/// How an upstream disk goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Going {
+    Polite,
+    Forced,
+    Destroyed,
+}
+
+#[test]
+fn one_that_goes_under_load_closes_its_vbds_and_serves_again_when_it_is_back() {
+    for (seed, going) in
+        seeds(6).zip([Going::Polite, Going::Forced, Going::Destroyed].into_iter().cycle())
+    {
+        println!("SIM_SEED={seed} {going:?}");
+        let mut lab = Lab::new(seed).cmdline("disk=far,vbd,dev=xvdb").start();
+        let nr_free = free_pages(&lab);
+        let server = lab.create_server("disk=kept,ram,size=2M");
+        let spec = DiskSpec::new("xvdb", "kept");
+        let mut upstream = lab.serve(server, &spec);
+        let guest = lab.create_guest();
+        let disk = lab.attach(guest, "xvda", "far");
+        let beside = lab.attach(guest, "xvdc", "ram,size=1M");
+        lab.connect(disk);
+        lab.connect(beside);
+        lab.random_io(disk, 50);
+        lab.frontend(disk).expect(Expect::Failures);
+        lab.frontend(disk).want(100_000);
+        lab.frontend(beside).want(300);
+        let most = 300 + 200 * seed;
+        let time = lab.rng().between(1, most);
+        lab.run_for(Duration::from_micros(time));
+
+        let mut server = server;
+        match going {
+            Going::Polite => lab.try_detach(upstream, Detach::Polite).unwrap(),
+            Going::Forced => lab.try_detach(upstream, Detach::Forced).unwrap(),
+            Going::Destroyed => {
+                lab.destroy_server(server);
+            }
+        }
+        lab.run_until("the frontend's end", |lab| lab.is_closed(disk));
+        assert_eq!(lines_with(&lab, "upstream xvdb is gone"), 1);
+        lab.run_until("the neighbour's answers", |lab| lab.is_drained(beside));
+        assert_eq!(lab.frontend(beside).answers().failed, 0);
+        if going == Going::Destroyed {
+            lab.try_detach(upstream, Detach::Forced).unwrap();
+            server = lab.create_server("disk=kept,ram,size=2M");
+        }
+        lab.run_for(Duration::from_secs(1));
+        assert_eq!(lab.machine().grants().nr_grants(lab.domid()), 0, "{}", lab.report());
+
+        // The vbd that is still attached comes back with it.
+        upstream = lab.serve(server, &spec);
+        let failures = lab.frontend(disk).answers().failed;
+        println!("{failures} requests failed");
+        let mut model = lab.frontend(disk).model().cloned();
+        model.as_mut().unwrap().forget();
+        let xs = lab.machine().xs(guest);
+        xs.write(&format!("{}/state", disk.frontend_path()), "1").unwrap();
+        let waits = Some(XenbusState::InitWait);
+        lab.run_until("InitWait", |lab| disk.backend_state(lab.machine()) == waits);
+        lab.add_frontend(disk, FrontendConfig::default(), model);
+        lab.run_until("the connection", |lab| lab.is_connected(disk));
+        lab.random_io(disk, 100);
+        lab.detach(disk);
+        lab.detach(beside);
+        lab.destroy(guest);
+        lab.try_detach(upstream, Detach::Polite).unwrap();
+        assert_clean(&mut lab, nr_free);
+    }
+}
+
+#[test]
+fn an_end_closes_what_others_serve() {
+    for seed in seeds(3) {
+        let spec = DiskSpec::new("xvdb", "ram,size=1M");
+        let (mut lab, server, _, _) = stacked(seed, "disk=far,vbd,dev=xvdb", &spec);
+        let guest = lab.create_guest();
+        let disk = lab.attach(guest, "xvda", "far");
+        lab.connect(disk);
+        lab.random_io(disk, 50);
+        lab.shutdown();
+        lab.run_for(Duration::from_secs(1));
+        assert_eq!(lab.ended(), None);
+        lab.detach(disk);
+        lab.run_until("the end", |lab| lab.ended().is_some());
+        assert_eq!(lab.machine().grants().nr_grants(lab.domid()), 0);
+        assert_eq!(lab.machine().grants().nr_handles(server), 0);
+        assert_eq!(lab.machine().events().nr_ports(lab.domid()), 1);
+    }
+}
+
+#[test]
+fn it_grows_with_what_it_is_on() {
+    for seed in seeds(2) {
+        let spec = DiskSpec::new("xvdb", "ram,size=1M");
+        let (mut lab, _, upstream, _) = stacked(seed, "", &spec);
+        let guest = lab.create_guest();
+        let disk = lab.attach(guest, "xvda", "vbd/xvdb,offset=256K");
+        lab.connect(disk);
+        lab.random_io(disk, 50);
+        let params = format!("{}/params", upstream.backend_path());
+        lab.machine().xs(DomId(0)).write(&params, "ram,size=2M").unwrap();
+        let nr_sectors = (2 << 11) - 512;
+        lab.run_until("the size", |lab| lab.disk(disk).is_some_and(|d| d.nr_sectors == nr_sectors));
+        lab.random_io(disk, 100);
+        lab.detach(disk);
+        lab.destroy(guest);
+        lab.try_detach(upstream, Detach::Polite).unwrap();
+        lab.assert_clean();
+    }
+}
+
+#[test]
+fn what_fails_upstream_fails_here_alone() {
+    let mut failed = 0;
+    for seed in seeds(3) {
+        let spec = DiskSpec::new("xvdb", "ram,size=2M");
+        let (mut lab, _, upstream, nr_free) = stacked(seed, "", &spec);
+        let guest = lab.create_guest();
+        let disk = lab.attach(guest, "xvda", "vbd/xvdb");
+        lab.connect(disk);
+        lab.frontend(disk).expect(Expect::Failures);
+        lab.machine().grants().map_faults.fail_one_in(10, GntStatus::GENERAL_ERROR);
+        lab.machine().grants().copy_faults.fail_one_in(10, GntStatus::GENERAL_ERROR);
+        lab.random_io(disk, 200);
+        lab.machine().grants().map_faults.clear();
+        lab.machine().grants().copy_faults.clear();
+        failed += lab.frontend(disk).answers().failed;
+        lab.detach(disk);
+        lab.destroy(guest);
+        lab.try_detach(upstream, Detach::Polite).unwrap();
+        assert_clean(&mut lab, nr_free);
+    }
+    assert!(failed > 0);
+}
+
+#[test]
+fn without_room_for_it_there_is_no_ring() {
+    let spec = DiskSpec::new("xvdb", "ram,size=1M");
+    // A pool that has less than the pages for its data; one that may grant too little; no port.
+    for (seed, line) in [
+        (0, "upstream xvdb: no ring: no memory: "),
+        (1, "upstream xvdb: cannot connect: 264 frames are to be granted, 90 grants are free"),
+        (2, "upstream xvdb: no ring: Xen answered -28"),
+    ] {
+        let memory_pages = if seed == 0 { 370 } else { 2000 };
+        let lab = Lab::new(seed)
+            .memory_pages(memory_pages)
+            .cmdline("disk=far,vbd,dev=xvdb vbd-pages=264");
+        let mut lab = lab.start();
+        let nr_free = free_pages(&lab);
+        let server = lab.create_server("");
+        match seed {
+            1 => lab.platform().own_grants().max_grants = 98,
+            2 => lab.machine().events().max_ports = 1,
+            _ => {}
+        }
+        // libxl may see the backend in its state 2, or come too late for it.
+        let upstream = Device::new(server, lab.domid(), 51728);
+        lab.begin(Operation::attach(lab.machine(), upstream, &spec));
+        lab.run_for(Duration::from_secs(12));
+        assert_eq!(lines_with(&lab, line), 1, "{line}: {}", lab.report());
+        lab.machine().events().max_ports = 4096;
+        lab.try_detach(upstream, Detach::Polite).unwrap();
         assert_clean(&mut lab, nr_free);
     }
 }

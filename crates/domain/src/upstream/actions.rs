@@ -236,11 +236,14 @@ impl<P: Platform> Domain<P> {
                 }
                 let state =
                     theirs.map(|text| XenbusState::parse(text).unwrap_or(XenbusState::Unknown));
-                upstream.seen = state;
+                let was = core::mem::replace(&mut upstream.seen, state);
                 upstream.handle(Event::Looked(state));
-                // A backend that began anew waits for us; one that holds frames of ours gets no more.
-                if upstream.handshake.is_closed()
-                    && matches!(state, Some(XenbusState::Initialising | XenbusState::InitWait))
+                let began_anew =
+                    matches!(was, None | Some(XenbusState::Closing | XenbusState::Closed))
+                        && matches!(state, Some(XenbusState::Initialising | XenbusState::InitWait));
+                // It waits for us again. One that holds frames of ours gets no more.
+                if began_anew
+                    && upstream.handshake.is_closed()
                     && upstream.retired.nr_frames() == 0
                     && self.shutdown.keeps_upstreams()
                 {

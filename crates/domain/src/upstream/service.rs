@@ -85,9 +85,9 @@ impl<P: Platform> Domain<P> {
         self.make_defined(platform, device);
         let disks: Vec<DiskId> = self.disks.on(device).collect();
         for id in disks {
-            self.tell_size(platform, id);
             self.hand_over(platform, id);
         }
+        self.upstream_resized(platform, device);
         let waiting: Vec<VbdKey> = self
             .vbds
             .iter()
@@ -100,11 +100,10 @@ impl<P: Platform> Domain<P> {
         self.usage_changed = true;
     }
 
-    /// The size of the disk has changed.
+    /// The size of the disk may have changed.
     pub(super) fn upstream_resized(&mut self, platform: &mut P, device: VirtualDevice) {
-        let disks: Vec<DiskId> = self.disks.on(device).collect();
-        for id in disks {
-            self.tell_size(platform, id);
+        for key in self.vbds_on(device) {
+            self.correct_size(platform, key);
         }
     }
 

@@ -12,6 +12,8 @@ enum Known {
     Exactly,
     /// It was discarded: the model's bytes, zeroes or what lies below it.
     Discarded,
+    /// Nobody knows.
+    Nothing,
 }
 
 /// A model of a disk's contents.
@@ -71,6 +73,11 @@ impl Model {
         self.known[first..first + nr].fill(Known::Discarded);
     }
 
+    /// What a disk holds is not known any more: writes have failed.
+    pub fn forget(&mut self) {
+        self.known.fill(Known::Nothing);
+    }
+
     /// Checks what a read got.
     ///
     /// # Errors
@@ -86,7 +93,8 @@ impl Model {
             let below = self.image.as_ref().and_then(|image| image.chunks(SECTOR).nth(first + n));
             let discarded = self.known[first + n] == Known::Discarded
                 && (found.iter().all(|&b| b == 0) || below == Some(found));
-            if found != expected && !discarded {
+            let unknown = self.known[first + n] == Known::Nothing;
+            if found != expected && !discarded && !unknown {
                 return Err(sector + n as u64);
             }
         }
@@ -117,6 +125,10 @@ mod tests {
         over.discard(1, 1);
         assert_eq!(over.check(0, &[9; SECTOR]), Err(0));
         assert_eq!(over.check(1, &[9; SECTOR]), Ok(()));
+        model.forget();
+        assert_eq!(model.check(0, &[5; SECTOR]), Ok(()));
+        model.write(1, &[8; SECTOR]);
+        assert_eq!(model.check(0, &[5; 2 * SECTOR]), Err(1));
         model.resize(5);
         assert_eq!((model.nr_sectors(), model.check(4, &[0; SECTOR])), (5, Ok(())));
     }

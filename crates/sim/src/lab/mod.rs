@@ -233,6 +233,18 @@ impl Lab {
         self.frontends[&disk].is_drained()
     }
 
+    /// Whether a disk's frontend is connected.
+    #[must_use]
+    pub fn is_connected(&self, disk: Device) -> bool {
+        self.frontends[&disk].is_connected()
+    }
+
+    /// A disk as its frontend has it, once connected.
+    #[must_use]
+    pub fn disk(&self, disk: Device) -> Option<&crate::frontend::Disk> {
+        self.frontends[&disk].disk()
+    }
+
     /// Whether a disk's frontend has closed.
     #[must_use]
     pub fn is_closed(&self, disk: Device) -> bool {
@@ -474,6 +486,9 @@ impl Lab {
     pub fn report(&self) -> String {
         let mut text = format!("{:?}\n", self.machine);
         let _ = writeln!(text, "the domain goes on: {:?}", self.ours.next);
+        for (domid, server) in &self.servers {
+            let _ = writeln!(text, "the server {domid} goes on: {:?}", server.next);
+        }
         for frontend in self.frontends.values() {
             let _ = writeln!(text, "{frontend:?}");
         }
