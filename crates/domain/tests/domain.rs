@@ -87,7 +87,7 @@ fn what_is_in_use_is_told_and_comes_back() {
 fn a_target_that_cannot_be_served_says_why_and_leaves_nothing_behind() {
     let usable = 981 - 245;
     for (target, errno, reason) in [
-        ("", 22, "``: no such disk, expected ram, null, a disk or an image".into()),
+        ("", 22, "``: no such disk, expected ram, null, vbd, a disk or an image".into()),
         ("floppy", 2, "there is no disk or image called floppy".into()),
         (
             "floppy,size=1M",
@@ -428,7 +428,7 @@ fn words_of_the_command_line_are_obeyed_or_named() {
     assert!(
         said.contains(
             &"command line: `frobnicate`: unknown option, expected settle-ms=, drain-s=, indirect=, \
-              ring-order=, queues=, persistent=, copy= or disk="
+              ring-order=, queues=, persistent=, vbd-pages=, copy= or disk="
                 .into()
         ),
         "{said:?}"
