@@ -150,6 +150,7 @@ class Verbs(GranaryctlTest):
             {
                 "pool": {"total_pages": 16384, "free_pages": 4096, "reserve_pages": 64},
                 "images": [{"name": "gold", "format": "qcow2", "sectors": 524288}],
+                "upstreams": [],
                 "disks": [
                     overlay | {"vbds": [{"frontend": 7, "devid": 51712}, {"frontend": 8, "devid": 51728}]},
                     null | {"vbds": [{"frontend": 9, "devid": 51712}]},

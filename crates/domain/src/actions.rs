@@ -9,7 +9,7 @@ use core::time::Duration;
 use blkback::{Action, Discards, Event};
 use blkif::keys;
 use catalog::GrantUse;
-use store::{BlockStore, SecureDiscard};
+use store::{BlockStore, Flushing, SecureDiscard};
 use xen_abi::XenbusState;
 use xenstore::{Change, Error, Request, SubmitError};
 
@@ -215,6 +215,8 @@ impl<P: Platform> Domain<P> {
         let Some(entry) = self.disks.get(device.disk) else { return Outcome::Done };
         let geometry = BlockStore::<P::Memory>::geometry(&entry.disk);
         device.published = geometry.nr_sectors;
+        let flushing = BlockStore::<P::Memory>::flushing(&entry.disk);
+        let flushes = u64::from(flushing == Flushing::Offered);
         let (discards, info) = (device.discards, device.info);
         let persistent = device.grants == GrantUse::Persistent && self.settings.max_persistent > 0;
         let logical_bytes = geometry.logical.bytes();
@@ -230,8 +232,8 @@ impl<P: Platform> Domain<P> {
                 Some(logical_bytes.into()),
             ),
             (keys::INFO, info.bits().into(), None),
-            (keys::FEATURE_FLUSH_CACHE, 1, Some(0)),
-            (keys::FEATURE_BARRIER, 1, Some(0)),
+            (keys::FEATURE_FLUSH_CACHE, flushes, Some(0)),
+            (keys::FEATURE_BARRIER, flushes, Some(0)),
             (keys::FEATURE_DISCARD, discard.is_some().into(), Some(0)),
             (
                 keys::DISCARD_GRANULARITY,

@@ -18,6 +18,7 @@ use crate::inbox::{REQUEST_TOKEN, Tag};
 use crate::platform::Platform;
 use crate::refusal::Refusal;
 use crate::text::Printable;
+use crate::upstream::Defined;
 
 /// Where dom0 asks.
 pub(crate) const REQUEST: &str = "data/request";
@@ -220,7 +221,26 @@ impl<P: Platform> Domain<P> {
             let (format, nr_sectors) = (image.format(), image.nr_sectors());
             let _ = writeln!(list, "image name={name} format={format} sectors={nr_sectors}");
         }
+        for upstream in self.upstreams.iter() {
+            let nr_sectors = upstream.shared.borrow().geometry().map_or(0, |it| it.nr_sectors);
+            let state = if upstream.is_connected() { "connected" } else { "waiting" };
+            let device = upstream.device;
+            let _ = writeln!(list, "upstream dev={device} state={state} sectors={nr_sectors}");
+        }
+        for Defined { name, disk, .. } in &self.defined {
+            let (kind, device) = (if disk.cow.is_some() { "overlay" } else { "vbd" }, disk.device);
+            let _ = writeln!(
+                list,
+                "disk name={name} type={kind} sectors=0 block=512 pages=0 cap_pages=- base={device} \
+                 access=rw vbds=-"
+            );
+        }
         for entry in self.disks.iter() {
+            let base = match (&entry.image, &entry.extent) {
+                (Some(image), _) => image.clone(),
+                (None, Some(extent)) => extent.device.to_string(),
+                (None, None) => "-".into(),
+            };
             let geometry = BlockStore::<P::Memory>::geometry(&entry.disk);
             let usage = entry.disk.usage();
             let (nr_pages, cap_pages) = usage
@@ -235,7 +255,7 @@ impl<P: Platform> Domain<P> {
                 geometry.logical.bytes(),
                 nr_pages,
                 cap_pages,
-                entry.image.as_deref().unwrap_or("-"),
+                base,
                 match geometry.access {
                     Access::ReadOnly => "ro",
                     Access::ReadWrite => "rw",

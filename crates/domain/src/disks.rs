@@ -1,5 +1,6 @@
 //! The disks there are, and who holds them.
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -111,6 +112,15 @@ impl Entry {
     /// The vbds that hold it.
     pub(crate) fn holders(&self) -> impl Iterator<Item = VbdKey> {
         self.holders.iter().map(|holder| holder.key)
+    }
+
+    /// What a person is told that it is: a name, or what it is on.
+    pub(crate) fn title(&self) -> String {
+        match (&self.name, &self.extent) {
+            (Some(name), _) => name.clone(),
+            (None, Some(extent)) => format!("upstream {}", extent.device),
+            (None, None) => String::new(),
+        }
     }
 
     /// Whether nobody holds it and nothing is being done to it.

@@ -45,7 +45,7 @@ pub struct Domain<P: Platform> {
     /// Disks with a name that are on those, but not made yet.
     pub(crate) defined: Vec<Defined>,
     /// Vbds whose ring may have requests, each once.
-    runnable: VecDeque<VbdKey>,
+    pub(crate) runnable: VecDeque<VbdKey>,
     pub(crate) images: Images,
     pub(crate) disks: Disks,
     /// Disks whose pages are being given back.

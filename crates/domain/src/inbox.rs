@@ -365,7 +365,7 @@ fn tell_refused<P: Platform>(
 }
 
 /// What an error says where the directory was removed meanwhile: its parent is dom0's.
-fn is_gone(error: Error) -> bool {
+pub(crate) fn is_gone(error: Error) -> bool {
     matches!(error, Error::Enoent | Error::Eacces)
 }
 

@@ -230,7 +230,7 @@ impl<P: Platform> Domain<P> {
         access: Access,
     ) -> Result<(), Refusal> {
         let Some(entry) = self.disks.get(id) else { return Ok(()) };
-        let name = entry.name.clone().unwrap_or_default();
+        let name = entry.title();
         let geometry = BlockStore::<P::Memory>::geometry(&entry.disk);
         if geometry.access == Access::ReadOnly && access == Access::ReadWrite {
             return Err(Refusal::ReadOnly(name));

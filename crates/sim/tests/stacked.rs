@@ -370,3 +370,92 @@ fn without_room_for_it_there_is_no_ring() {
         assert_clean(&mut lab, nr_free);
     }
 }
+
+/// Has dom0 run a command: the answer's body, or the sentence of its error.
+fn run(lab: &mut Lab, command: &str) -> Result<String, String> {
+    let xs = lab.machine().xs(DomId(0));
+    let data = format!("/local/domain/{}/data", lab.domid());
+    let (request, response) = (format!("{data}/request"), format!("{data}/response"));
+    let id = lab.rng().below(1 << 40);
+    xs.write(&request, format!("{id} {command}")).unwrap();
+    lab.settle();
+    let answer = xs.read(&response).unwrap();
+    xs.write(&request, format!("{id} part 0")).unwrap();
+    lab.settle();
+    let (head, body) = answer.split_once('\n').unwrap();
+    if head == format!("{id} 1/1 ok") { Ok(body.into()) } else { Err(body.into()) }
+}
+
+#[test]
+fn dom0_is_told_of_them_and_what_cannot_be_done_to_them() {
+    let mut lab = Lab::new(1).cmdline("disk=far,vbd,dev=xvdb disk=fork,far,cow").start();
+    let waits = "upstream dev=xvdb state=waiting sectors=0\n\
+         disk name=far type=vbd sectors=0 block=512 pages=0 cap_pages=- base=xvdb access=rw vbds=-\n\
+         disk name=fork type=overlay sectors=0 block=512 pages=0 cap_pages=- base=xvdb access=rw \
+         vbds=-\n";
+    let list = run(&mut lab, "list").unwrap();
+    assert_eq!(list.split_once('\n').unwrap().1, waits);
+    let exists = "there is a disk or an image called far already";
+    assert_eq!(run(&mut lab, "create far ram,size=1M"), Err(exists.into()));
+    let missing = "upstream xvdc is not connected: there is no device/vbd/51744";
+    assert_eq!(run(&mut lab, "create near vbd,dev=xvdc"), Err(missing.into()));
+
+    let server = lab.create_server("");
+    let upstream = lab.serve(server, &DiskSpec::new("xvdb", "ram,size=1M"));
+    lab.run_for(Duration::from_secs(1));
+    let list = run(&mut lab, "list").unwrap();
+    let there = "upstream dev=xvdb state=connected sectors=2048\n\
+         upstream dev=xvdc state=waiting sectors=0\n\
+         disk name=far type=vbd sectors=2048 block=512 pages=0 cap_pages=- base=xvdb access=rw \
+         vbds=-\n\
+         disk name=fork type=overlay sectors=2048 block=512 pages=0 cap_pages=256 base=far \
+         access=rw vbds=-\n";
+    assert_eq!(list.split_once('\n').unwrap().1, there);
+    for (command, verb) in [
+        ("resize far 2M", "be resized"),
+        ("snapshot far s", "be forked"),
+        ("clone far c", "be forked"),
+        ("discard-all far", "be emptied"),
+    ] {
+        assert_eq!(run(&mut lab, command), Err(format!("far is no disk that can {verb}")));
+    }
+    // fork is still made of it.
+    let guest = lab.create_guest();
+    lab.try_attach(guest, &DiskSpec::new("xvda", "far")).unwrap_err();
+    assert_eq!(lines_with(&lab, "upstream xvdb is in use there: fork stands on it"), 1);
+    run(&mut lab, "remove fork").unwrap();
+    lab.destroy(guest);
+    let guest = lab.create_guest();
+    let disk = lab.attach(guest, "xvda", "far");
+    lab.connect(disk);
+    lab.random_io(disk, 20);
+    let held = format!("far is in use: vbd {guest}/51712 holds it");
+    assert_eq!(run(&mut lab, "remove far"), Err(held));
+    lab.destroy(guest);
+    run(&mut lab, "remove far").unwrap();
+    lab.try_detach(upstream, Detach::Polite).unwrap();
+    assert_eq!(run(&mut lab, "list").unwrap().lines().count(), 1);
+}
+
+#[test]
+fn another_disk_in_its_place_is_refused_while_disks_are_made_of_it() {
+    let mut lab = Lab::new(1).cmdline("disk=fork,vbd,dev=xvdb,cow").start();
+    let server = lab.create_server("");
+    let connected = |lab: &Lab| lines_with(lab, "upstream xvdb: connected");
+    for (target, nr_connected) in [
+        ("ram,size=1M", 1),
+        // Smaller, of other blocks, not to be written.
+        ("ram,size=512K", 1),
+        ("ram,size=1M,block=4096", 1),
+        ("ram,size=1M,ro", 1),
+        ("ram,size=2M", 2),
+    ] {
+        let upstream = lab.serve(server, &DiskSpec::new("xvdb", target));
+        lab.run_for(Duration::from_secs(1));
+        assert_eq!(connected(&lab), nr_connected, "{target}: {}", lab.report());
+        lab.try_detach(upstream, Detach::Polite).unwrap();
+    }
+    let line = "upstream xvdb: cannot connect: it is not the disk that it was";
+    assert_eq!(lines_with(&lab, line), 3);
+    lab.assert_clean();
+}

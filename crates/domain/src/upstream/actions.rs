@@ -13,7 +13,7 @@ use xenstore::{Change, Request, SubmitError};
 use super::{CLOSING_LIMIT, CONNECT_LIMIT, MAX_UPSTREAMS, Peer, Upstream};
 use crate::actions::Outcome;
 use crate::domain::Domain;
-use crate::inbox::Tag;
+use crate::inbox::{Tag, is_gone};
 use crate::inquiry::{About, Inquiry, STATE, Side, Subject};
 use crate::platform::Platform;
 use crate::refusal::Refusal;
@@ -95,6 +95,11 @@ impl<P: Platform> Domain<P> {
             Answer::Written => {
                 // Where our directory is gone meanwhile, the look will tell.
                 upstream.look |= result.is_err();
+                if let Err(error) = result
+                    && !is_gone(error)
+                {
+                    platform.log(format_args!("{upstream}: xenstore refuses: {error}"));
+                }
             }
         }
         self.proceed_upstream(platform, device);

@@ -1,12 +1,13 @@
 //! An upstream disk's ring and frames: granted, connected, let go.
 
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
 use blkfront::{Disk, Event, Frontend, GrantTable, Ring, offered_ring_order};
 use blkif::RingOrder;
 use catalog::VirtualDevice;
-use store::{Device, Flushing, PagePool, Tag, Want};
+use store::{Device, Flushing, Geometry, PagePool, Tag, Want};
 use xen_abi::Gfn;
 
 use super::{RECLAIM_INTERVAL, Upstream};
@@ -56,7 +57,7 @@ impl<P: Platform> Domain<P> {
         platform: &mut P,
         device: VirtualDevice,
         offered: Option<&[u8]>,
-    ) -> Result<Ring<super::Granted<P>>, alloc::string::String> {
+    ) -> Result<Ring<super::Granted<P>>, String> {
         let text = |error: &dyn fmt::Display| alloc::format!("{error}");
         let gone = || "there is no backend".into();
         let Some(upstream) = self.upstreams.get_mut(device) else { return Err(gone()) };
@@ -68,6 +69,11 @@ impl<P: Platform> Domain<P> {
             Some(nr) => nr.into(),
             None => nr_data_pages(self.pool.nr_total()),
         };
+        // What a backend keeps is lost: it gets as much once more, and no third time.
+        let nr_kept = upstream.retired.nr_frames();
+        if nr_kept as u64 > nr_data {
+            return Err(alloc::format!("{nr_kept} pages are still mapped by a backend"));
+        }
         let ring = take_frames(&mut self.pool, nr_ring.into()).map_err(|error| text(&error))?;
         match take_frames(&mut self.pool, nr_data) {
             Ok(frames) => upstream.frames = frames,
@@ -95,8 +101,10 @@ impl<P: Platform> Domain<P> {
         device: VirtualDevice,
         values: [Option<&[u8]>; Disk::KEYS.len()],
     ) {
+        let is_used = self.disks.on(device).next().is_some();
         let Some(upstream) = self.upstreams.get_mut(device) else { return };
-        match upstream.connect(platform, values) {
+        let was = upstream.shared.borrow().geometry().filter(|_| is_used);
+        match upstream.connect(platform, values, was) {
             Ok(disk) => {
                 platform.log(format_args!(
                     "{upstream}: connected, {} sectors{}",
@@ -220,7 +228,8 @@ impl<M: xen_abi::SharedMemory> Upstream<M> {
         &mut self,
         platform: &mut P,
         values: [Option<&[u8]>; Disk::KEYS.len()],
-    ) -> Result<Disk, alloc::string::String>
+        was: Option<Geometry>,
+    ) -> Result<Disk, String>
     where
         P: Platform<GrantTable: GrantTable<Memory = M>>,
     {
@@ -232,6 +241,10 @@ impl<M: xen_abi::SharedMemory> Upstream<M> {
         let (grants, retired) = (platform.grant_table(), &mut self.retired);
         let frontend = Frontend::connect(ring, disk, &frames, peer.domid, grants, retired)
             .map_err(|error| alloc::format!("{error}"))?;
+        if was.is_some_and(|was| !can_follow(was, frontend.geometry())) {
+            frontend.retire(retired);
+            return Err("it is not the disk that it was, and disks are made of it".into());
+        }
         self.shared.borrow_mut().connect(frontend);
         Ok(disk)
     }
@@ -242,6 +255,12 @@ impl<M: xen_abi::SharedMemory> Upstream<M> {
             self.leaving = Some(frontend);
         }
     }
+}
+
+/// Whether a disk that is connected again serves those who knew it before: frontends were told of it,
+/// and overlays are made of its blocks. It may have become larger.
+fn can_follow(was: Geometry, is: Geometry) -> bool {
+    Geometry { nr_sectors: was.nr_sectors, ..is } == was && is.nr_sectors >= was.nr_sectors
 }
 
 /// Takes frames out of the pool: all or none.

@@ -63,12 +63,22 @@ impl<P: Platform> Domain<P> {
         }
     }
 
-    /// Has everybody look again who has a disk on a device.
+    /// Has everybody look again who has a disk on a device. On the way of a request: nothing is
+    /// allocated.
     fn ready_upstream(&mut self, device: VirtualDevice) {
-        for key in self.vbds_on(device) {
-            let nr_rings = self.vbds.get(&key).map_or(0, |vbd| vbd.rings.len());
-            for ring in 0..nr_rings {
-                self.ready(key, ring);
+        let disks = &self.disks;
+        let is_on_it = |disk| {
+            let extent = disks.get(disk).and_then(|entry| entry.extent);
+            extent.is_some_and(|extent| extent.device == device)
+        };
+        for vbd in self.vbds.iter_mut() {
+            if vbd.rings.is_empty() || !vbd.disk().is_some_and(is_on_it) {
+                continue;
+            }
+            vbd.rings.iter_mut().for_each(|ring| ring.ready = true);
+            if !vbd.queued {
+                vbd.queued = true;
+                self.runnable.push_back(vbd.id.key);
             }
         }
     }
