@@ -276,6 +276,19 @@ fn a_ring_that_breaks_while_it_closes_is_let_go() {
 }
 
 #[test]
+fn what_a_disk_is_on_goes_and_comes_back() {
+    let mut backend = Backend::new();
+    backend.handle(Event::Withdrawn);
+    assert_eq!(backend.frontend(&[Initialised, Connected]).log(), "2+4");
+    // The ring is there until the frontend lets go of it: requests are still answered.
+    backend.handle(Event::Withdrawn);
+    assert_eq!(backend.log(), "5");
+    assert_eq!(backend.frontend(&[Closed]).log(), "-6");
+    assert_eq!(backend.frontend(&[Initialising, Initialised]).log(), "2+4");
+    assert_eq!(backend.gone().detach().log(), "5-6x.");
+}
+
+#[test]
 fn events_that_come_too_late_change_nothing() {
     let mut backend = Backend::new();
     for event in
@@ -346,6 +359,7 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let events = vec![
         Event::Broken,
+        Event::Withdrawn,
         Event::Published,
         Event::Connected,
         Event::NotConnected,

@@ -295,6 +295,42 @@ fn an_end_closes_what_others_serve() {
 }
 
 #[test]
+fn a_backend_that_stands_still_holds_nobody_up() {
+    for seed in seeds(4) {
+        let spec = DiskSpec::new("xvdb", "ram,size=2M");
+        let (mut lab, server, upstream, nr_free) = stacked(seed, "", &spec);
+        let guest = lab.create_guest();
+        let disk = lab.attach(guest, "xvda", "vbd/xvdb");
+        lab.connect(disk);
+        lab.random_io(disk, 50);
+        lab.pause_server(server);
+        lab.frontend(disk).want(1000);
+        lab.run_for(Duration::from_millis(10));
+        assert!(!lab.is_drained(disk));
+        // Its guest can go at once.
+        lab.destroy(guest);
+        assert_eq!(lab.machine().grants().nr_handles(lab.domid()), 0);
+
+        if seed % 2 == 0 {
+            let began = lab.machine().now();
+            lab.shutdown();
+            lab.run_until("the end", |lab| lab.ended().is_some());
+            assert!(lab.machine().now() < began.after(Duration::from_secs(6)));
+            continue;
+        }
+        // Its pages are lost for as long as it has them.
+        lab.try_detach(upstream, Detach::Polite).unwrap_err();
+        let kept = "pages are still mapped by its backend";
+        assert_eq!(lines_with(&lab, kept), 1, "{}", lab.report());
+        assert!(free_pages(&lab) < nr_free);
+        lab.destroy_server(server);
+        lab.try_detach(upstream, Detach::Forced).unwrap();
+        lab.run_for(Duration::from_secs(2));
+        assert_clean(&mut lab, nr_free);
+    }
+}
+
+#[test]
 fn it_grows_with_what_it_is_on() {
     for seed in seeds(2) {
         let spec = DiskSpec::new("xvdb", "ram,size=1M");

@@ -130,6 +130,13 @@ impl Lab {
         device
     }
 
+    /// From now on a driver domain that serves disks to ours does nothing.
+    pub fn pause_server(&mut self, server: DomId) {
+        let paused = self.servers.get_mut(&server);
+        paused.unwrap_or_else(|| panic!("no server {server:?}")).next =
+            Next::Shutdown(ShutdownReason::PowerOff);
+    }
+
     /// Destroys a driver domain that serves disks to ours, with its nodes: its disks stay attached to
     /// ours.
     pub fn destroy_server(&mut self, server: DomId) {
