@@ -215,6 +215,12 @@ impl<P: Platform> Domain<P> {
         let Some(entry) = self.disks.get(device.disk) else { return Outcome::Done };
         let geometry = BlockStore::<P::Memory>::geometry(&entry.disk);
         device.published = geometry.nr_sectors;
+        // A request for a device is no longer than its buffers.
+        let max_indirect = entry
+            .extent
+            .and_then(|extent| self.upstreams.get(extent.device)?.max_segments())
+            .unwrap_or(u64::MAX)
+            .min(self.engine.max_indirect().get().into());
         let flushing = BlockStore::<P::Memory>::flushing(&entry.disk);
         let flushes = u64::from(flushing == Flushing::Offered);
         let (discards, info) = (device.discards, device.info);
@@ -242,7 +248,7 @@ impl<P: Platform> Domain<P> {
             ),
             (keys::DISCARD_SECURE, secure.into(), Some(0)),
             (keys::FEATURE_PERSISTENT, persistent.into(), Some(0)),
-            (keys::FEATURE_MAX_INDIRECT_SEGMENTS, self.engine.max_indirect().get().into(), Some(0)),
+            (keys::FEATURE_MAX_INDIRECT_SEGMENTS, max_indirect, Some(0)),
             (keys::MAX_RING_PAGE_ORDER, self.offer.max_ring_order.get().into(), Some(0)),
             (keys::MAX_RING_PAGES, self.offer.max_ring_order.nr_pages().into(), Some(1)),
             (keys::MULTI_QUEUE_MAX_QUEUES, self.offer.max_queues.into(), Some(1)),

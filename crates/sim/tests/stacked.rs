@@ -275,6 +275,30 @@ fn one_that_goes_under_load_closes_its_vbds_and_serves_again_when_it_is_back() {
 }
 
 #[test]
+fn requests_are_offered_no_longer_than_there_are_pages_for_them() {
+    for (words, nr_segments) in
+        [("vbd-pages=32", 30), ("vbd-pages=400", 256), ("indirect=4096 vbd-pages=400", 397)]
+    {
+        let spec = DiskSpec::new("xvdb", "ram,size=2560K");
+        let (mut lab, _, upstream, nr_free) = stacked(1, words, &spec);
+        let guest = lab.create_guest();
+        for (vdev, target) in
+            [("xvda", "vbd/xvdb,size=1M"), ("xvdc", "vbd/xvdb,offset=1M,cow")]
+        {
+            let disk = lab.attach(guest, vdev, target);
+            let key = format!("{}/feature-max-indirect-segments", disk.backend_path());
+            assert_eq!(lab.machine().xs(guest).number(&key), Some(nr_segments));
+            lab.connect(disk);
+            lab.random_io(disk, 100);
+            assert_eq!(lab.frontend(disk).answers().failed, 0, "{words} {target}");
+        }
+        lab.destroy(guest);
+        lab.try_detach(upstream, Detach::Polite).unwrap();
+        assert_clean(&mut lab, nr_free);
+    }
+}
+
+#[test]
 fn an_end_closes_what_others_serve() {
     for seed in seeds(3) {
         let spec = DiskSpec::new("xvdb", "ram,size=1M");

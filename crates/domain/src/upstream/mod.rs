@@ -24,9 +24,10 @@ use core::time::Duration;
 
 use blkfront::{Event, Frontend, GrantTable, Handshake, Retired, Ring};
 use catalog::VirtualDevice;
-use store::Shared;
+use store::{Device, Shared};
 use xen_abi::{DomId, EvtchnPort, Instant, SharedMemory, XenbusState};
 
+use crate::create::SECTORS_PER_PAGE;
 use crate::inquiry::Inquiry;
 use crate::platform::Platform;
 
@@ -135,6 +136,13 @@ impl<M: SharedMemory> Upstream<M> {
     /// Whether its disk can be used.
     pub(crate) fn is_connected(&self) -> bool {
         self.handshake.is_connected()
+    }
+
+    /// Pages that a request may have whose data goes through its buffers, while it is connected. An
+    /// overlay may need one more than it was asked for.
+    pub(crate) fn max_segments(&self) -> Option<u64> {
+        let max_sectors = Device::max_sectors(self.shared.borrow_mut().device()?);
+        Some((max_sectors / SECTORS_PER_PAGE).saturating_sub(1))
     }
 
     /// Whether nothing of it is waited for where the domain is to end.
