@@ -83,7 +83,7 @@ pub struct Disk {
 /// # Errors
 /// [`KeyError::Bad`] where it is no number.
 pub fn offered_ring_order(value: Option<&[u8]>) -> Result<RingOrder, KeyError> {
-    let order = Node(keys::MAX_RING_PAGE_ORDER, value).number_or(0, |_| true, "a number")?;
+    let order = Node(keys::MAX_RING_PAGE_ORDER, value).number_or(0, &|_| true, "a number")?;
     Ok(RingOrder::new(order).unwrap_or(RingOrder::MAX))
 }
 
@@ -119,10 +119,12 @@ impl Disk {
         let logical_bytes = logical.bytes();
         let physical_bytes = physical.number_or(
             logical_bytes,
-            |bytes| bytes.is_power_of_two() && (logical_bytes..=MAX_PHYSICAL_BYTES).contains(bytes),
+            &|bytes| {
+                bytes.is_power_of_two() && (logical_bytes..=MAX_PHYSICAL_BYTES).contains(&bytes)
+            },
             "a power of two from sector-size to 1048576",
         )?;
-        let info: u32 = info.number(|_| true, "a number of 32 bits")?;
+        let info: u32 = info.required()?.number_or(0, &|_| true, "a number of 32 bits")?;
         let writable = mode.is_writable()?;
         let access = if info & keys::VdiskInfo::READONLY.bits() == 0 && writable {
             Access::ReadWrite
@@ -137,12 +139,12 @@ impl Disk {
         let discard = if discard.flag()? {
             let granularity_bytes = granularity.number_or(
                 logical_bytes,
-                |bytes| *bytes > 0 && bytes.is_multiple_of(logical_bytes),
+                &|bytes| bytes > 0 && bytes.is_multiple_of(logical_bytes),
                 "a multiple of sector-size",
             )?;
             let alignment_bytes = alignment.number_or(
                 0,
-                |bytes| *bytes < granularity_bytes,
+                &|bytes| bytes < granularity_bytes,
                 "less than discard-granularity",
             )?;
             let secure = if secure.flag()? { SecureDiscard::Offered } else { SecureDiscard::No };
@@ -150,7 +152,7 @@ impl Disk {
         } else {
             None
         };
-        let indirect = indirect.number_or(0, |_| true, "a number of 32 bits")?;
+        let indirect = indirect.number_or(0, &|_| true, "a number of 32 bits")?;
         #[expect(clippy::cast_possible_truncation, reason = "11 to 256")]
         let max_segments = indirect.clamp(MAX_SEGMENTS as u32, MAX_INDIRECT) as u16;
         let nr_sectors = sectors.sectors(logical)?;
@@ -194,23 +196,29 @@ impl Node<'_> {
         KeyError::Bad { key, value: shown.escape_ascii().to_string(), expected }
     }
 
-    /// A number that is `good`; without a default.
-    fn number<T: core::str::FromStr>(
-        self,
-        good: impl Fn(&T) -> bool,
-        expected: &'static str,
-    ) -> Result<T, KeyError> {
-        self.1.and_then(keys::number).filter(good).ok_or_else(|| self.bad(expected))
+    /// The node, if it is there.
+    fn required(self) -> Result<Self, KeyError> {
+        if self.1.is_none() { Err(self.bad("")) } else { Ok(self) }
     }
 
-    /// A number that is `good`, or its default.
+    /// A number that is `good`; without a default.
+    fn number(self, good: &dyn Fn(u64) -> bool, expected: &'static str) -> Result<u64, KeyError> {
+        let number = self.1.and_then(keys::number).filter(|&number| good(number));
+        number.ok_or_else(|| self.bad(expected))
+    }
+
+    /// A number of 32 bits that is `good`, or its default.
     fn number_or(
         self,
         default: u32,
-        good: impl Fn(&u32) -> bool,
+        good: &dyn Fn(u32) -> bool,
         expected: &'static str,
     ) -> Result<u32, KeyError> {
-        if self.1.is_none() { Ok(default) } else { self.number(good, expected) }
+        if self.1.is_none() {
+            return Ok(default);
+        }
+        let number = self.number(&|number| u32::try_from(number).is_ok_and(good), expected)?;
+        u32::try_from(number).map_err(|_| self.bad(expected))
     }
 
     fn flag(self) -> Result<bool, KeyError> {
@@ -237,8 +245,8 @@ impl Node<'_> {
 
     fn sectors(self, logical: BlockSize) -> Result<u64, KeyError> {
         self.number(
-            |sectors: &u64| {
-                (1..=MAX_SECTORS).contains(sectors) && sectors.is_multiple_of(logical.sectors())
+            &|sectors| {
+                (1..=MAX_SECTORS).contains(&sectors) && sectors.is_multiple_of(logical.sectors())
             },
             "1 to 2^54 sectors in whole blocks of sector-size",
         )

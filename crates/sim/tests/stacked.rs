@@ -282,9 +282,7 @@ fn requests_are_offered_no_longer_than_there_are_pages_for_them() {
         let spec = DiskSpec::new("xvdb", "ram,size=2560K");
         let (mut lab, _, upstream, nr_free) = stacked(1, words, &spec);
         let guest = lab.create_guest();
-        for (vdev, target) in
-            [("xvda", "vbd/xvdb,size=1M"), ("xvdc", "vbd/xvdb,offset=1M,cow")]
-        {
+        for (vdev, target) in [("xvda", "vbd/xvdb,size=1M"), ("xvdc", "vbd/xvdb,offset=1M,cow")] {
             let disk = lab.attach(guest, vdev, target);
             let key = format!("{}/feature-max-indirect-segments", disk.backend_path());
             assert_eq!(lab.machine().xs(guest).number(&key), Some(nr_segments));

@@ -192,10 +192,13 @@ impl<M: SharedMemory> Upstreams<M> {
         Self(Vec::new())
     }
 
+    // Used all over: one copy of it is enough.
+    #[inline(never)]
     pub(crate) fn get(&self, device: VirtualDevice) -> Option<&Upstream<M>> {
         self.0.iter().find(|upstream| upstream.device == device)
     }
 
+    #[inline(never)]
     pub(crate) fn get_mut(&mut self, device: VirtualDevice) -> Option<&mut Upstream<M>> {
         self.0.iter_mut().find(|upstream| upstream.device == device)
     }

@@ -84,10 +84,14 @@ impl<P: Platform> Domain<P> {
     }
 
     /// The vbds of the disks on a device.
-    pub(super) fn vbds_on(&self, device: VirtualDevice) -> Vec<VbdKey> {
-        let disks: Vec<DiskId> = self.disks.on(device).collect();
-        let holders = disks.iter().filter_map(|&id| self.disks.get(id)).flat_map(|e| e.holders());
-        holders.collect()
+    fn vbds_on(&self, device: VirtualDevice) -> Vec<VbdKey> {
+        let on_it = self.vbds.iter().filter(|vbd| self.is_on(vbd.disk(), device));
+        on_it.map(|vbd| vbd.id.key).collect()
+    }
+
+    fn is_on(&self, disk: Option<DiskId>, device: VirtualDevice) -> bool {
+        let extent = disk.and_then(|disk| self.disks.get(disk)?.extent);
+        extent.is_some_and(|extent| extent.device == device)
     }
 
     /// The disk is there: those made of it that are not yet, and those that wait for it.
@@ -135,10 +139,13 @@ impl<P: Platform> Domain<P> {
 
     /// When something of an upstream disk is due.
     pub(crate) fn upstream_deadline(&self) -> Option<Instant> {
-        let of = self.upstreams.iter().flat_map(|upstream| {
-            [upstream.closing_until, upstream.missing_at, upstream.reclaim_at]
-        });
-        of.flatten().min()
+        let mut earliest: Option<Instant> = None;
+        for upstream in self.upstreams.iter() {
+            for at in [upstream.closing_until, upstream.missing_at, upstream.reclaim_at] {
+                earliest = at.map(|at| earliest.map_or(at, |other| other.min(at))).or(earliest);
+            }
+        }
+        earliest
     }
 
     /// Goes on with what found no room in xenstore's queue.
