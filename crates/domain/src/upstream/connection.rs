@@ -166,9 +166,8 @@ impl<P: Platform> Domain<P> {
                 platform.notify(port);
             }
         }
+        // The answers are taken at the end of the step.
         self.upstream_went(platform, device);
-        // Its last answers may be there already.
-        self.pump_upstream(platform, device);
     }
 
     /// Nobody answers any more.

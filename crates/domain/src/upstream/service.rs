@@ -22,7 +22,7 @@ impl<P: Platform> Domain<P> {
         }
     }
 
-    pub(super) fn pump_upstream(&mut self, platform: &mut P, device: VirtualDevice) {
+    fn pump_upstream(&mut self, platform: &mut P, device: VirtualDevice) {
         let Some(upstream) = self.upstreams.get_mut(device) else { return };
         if let Some(frontend) = &mut upstream.leaving {
             while store::Device::complete(frontend).is_some() {}
@@ -30,18 +30,19 @@ impl<P: Platform> Domain<P> {
             if let Some(port) = frontend.publish() {
                 platform.notify(port);
             }
-            let event = if let Some(broken) = frontend.broken() {
-                platform.log(format_args!("upstream {device}: {broken}"));
-                Event::Broken
-            } else if upstream.draining && frontend.nr_in_flight() == 0 {
-                Event::Drained
-            } else {
+            if !upstream.draining {
                 return;
-            };
-            if core::mem::take(&mut upstream.draining) {
-                upstream.handle(event);
-                self.proceed_upstream(platform, device);
             }
+            let broken = frontend.broken();
+            if broken.is_none() && frontend.nr_in_flight() > 0 {
+                return;
+            }
+            upstream.draining = false;
+            if let Some(broken) = broken {
+                platform.log(format_args!("upstream {device}: {broken}"));
+            }
+            upstream.handle(broken.map_or(Event::Drained, |_| Event::Broken));
+            self.proceed_upstream(platform, device);
             return;
         }
         let mut shared = upstream.shared.borrow_mut();
@@ -54,7 +55,7 @@ impl<P: Platform> Domain<P> {
             broken = frontend.broken();
         }
         drop(shared);
-        if let Some(broken) = broken {
+        if let Some(broken) = broken.filter(|_| upstream.is_connected()) {
             platform.log(format_args!("{upstream}: {broken}"));
             upstream.handle(Event::Broken);
             self.proceed_upstream(platform, device);
