@@ -8,6 +8,9 @@ use crate::Status;
 /// Why a request was not done. Some of it may have been.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum IoError {
+    /// The controller does not know the command.
+    #[error("not supported: {0}")]
+    Unsupported(Status),
     /// The controller takes the command for a wrong one.
     #[error("invalid: {0}")]
     Invalid(Status),
@@ -50,9 +53,10 @@ pub enum IoError {
 impl From<Status> for IoError {
     fn from(status: Status) -> Self {
         match (status.sct, status.sc) {
-            // Invalid Command Opcode, Invalid Field in Command, PRP Offset Invalid; Conflicting
-            // Attributes.
-            (0, 0x01 | 0x02 | 0x13) | (1, 0x80) => Self::Invalid(status),
+            // Invalid Command Opcode.
+            (0, 0x01) => Self::Unsupported(status),
+            // Invalid Field in Command, PRP Offset Invalid; Conflicting Attributes.
+            (0, 0x02 | 0x13) | (1, 0x80) => Self::Invalid(status),
             // LBA Out of Range.
             (0, 0x80) => Self::Range(status),
             // Invalid Namespace or Format.
@@ -73,10 +77,11 @@ impl From<Status> for IoError {
 impl From<IoError> for Failure {
     fn from(error: IoError) -> Self {
         match error {
-            IoError::Invalid(_) => Self::NotSupported,
+            IoError::Unsupported(_) => Self::NotSupported,
             IoError::Range(_) => Self::Range,
             IoError::WriteProtected(_) => Self::ReadOnly,
-            IoError::Media(_)
+            IoError::Invalid(_)
+            | IoError::Media(_)
             | IoError::CapacityExceeded(_)
             | IoError::Aborted(_)
             | IoError::Controller(_)

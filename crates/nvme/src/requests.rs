@@ -214,6 +214,7 @@ impl Requests {
     fn end(&mut self, slot: usize, result: Result<(), IoError>) {
         let Some(sent) = self.slots[slot].sent.take() else { return };
         self.idle |= 1 << slot;
+        self.again &= !(1 << slot);
         let Some(taken) = &mut self.taken[sent.owner as usize] else { return };
         taken.result = taken.result.and(result);
         taken.nr_in_flight -= 1;
@@ -251,7 +252,6 @@ impl Requests {
                 self.end(slot, Err(IoError::Reset));
             } else {
                 sent.nr_resets += 1;
-                sent.nr_tries -= 1;
                 self.again |= 1 << slot;
             }
         }
@@ -267,7 +267,6 @@ impl Requests {
                 if !is_quiet {
                     taken.buffer = None;
                 }
-                self.again &= !(1 << index);
                 self.end(index, Err(IoError::Gone));
             }
         }
@@ -277,7 +276,6 @@ impl Requests {
             let stays = namespace.is_some_and(|namespace| namespace != taken.target.index);
             if !stays {
                 taken.result = Err(IoError::Gone);
-                taken.rest = None;
                 over[taken.target.index].push_back(owner);
             }
             stays

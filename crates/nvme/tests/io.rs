@@ -316,12 +316,12 @@ fn what_does_not_fit_the_disk_is_not_sent() {
 
 #[test]
 fn a_status_says_why() {
-    let invalid: fn(Status) -> IoError = IoError::Invalid;
-    let table: [(u8, u8, fn(Status) -> IoError, Failure); 25] = [
-        (0, 0x01, invalid, Failure::NotSupported),
-        (0, 0x02, invalid, Failure::NotSupported),
-        (0, 0x13, invalid, Failure::NotSupported),
-        (1, 0x80, invalid, Failure::NotSupported),
+    type Case = (u8, u8, fn(Status) -> IoError, Failure);
+    let table: [Case; 25] = [
+        (0, 0x01, IoError::Unsupported, Failure::NotSupported),
+        (0, 0x02, IoError::Invalid, Failure::Device),
+        (0, 0x13, IoError::Invalid, Failure::Device),
+        (1, 0x80, IoError::Invalid, Failure::Device),
         (0, 0x80, IoError::Range, Failure::Range),
         (0, 0x0b, IoError::NoNamespace, Failure::Gone),
         (0, 0x20, IoError::WriteProtected, Failure::ReadOnly),

@@ -170,7 +170,9 @@ impl Model {
                 match op {
                     Op::Flush => assert_eq!(disk.flushing, Flushing::No),
                     _ => {
-                        assert!(disk.geometry.discard.is_none() || disk.write_zeroes == Support::No)
+                        assert!(
+                            disk.geometry.discard.is_none() || disk.write_zeroes == Support::No
+                        );
                     }
                 }
                 return;

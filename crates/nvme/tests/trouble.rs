@@ -58,6 +58,25 @@ fn what_is_not_answered_in_time_fails_and_the_rest_is_sent_again() {
 }
 
 #[test]
+fn what_is_sent_again_has_all_its_time_again() {
+    let mut lab = by_hand();
+    let first = lab.read(0, 8);
+    lab.step();
+    lab.after(20);
+    let second = lab.read(8, 8);
+    lab.step();
+    lab.after(13);
+    lab.settle();
+    assert_eq!(lab.results(), [(first, Err(Failure::TimedOut))]);
+    lab.after(28);
+    assert_eq!(lab.controller.resets(), (1, Some(Error::Timeout)));
+    assert_eq!(lab.results(), []);
+    lab.after(5);
+    lab.settle();
+    assert_eq!(lab.results(), [(second, Err(Failure::TimedOut))]);
+}
+
+#[test]
 fn the_timeout_begins_when_the_command_was_sent() {
     // However long nothing was done before.
     let mut lab = by_hand();
@@ -266,8 +285,8 @@ fn what_was_never_sent_comes_back_with_its_buffer() {
 /// What no controller says, and what is made of it.
 #[test]
 fn a_completion_that_cannot_be_resets_the_controller() {
-    type Lie = fn(&mut simulated::Device, Sqe);
-    let lies: [(Lie, fn(Sqe) -> Broken); 7] = [
+    type Lie = (fn(&mut simulated::Device, Sqe), fn(Sqe) -> Broken);
+    let lies: [Lie; 7] = [
         // Of another submission queue.
         (
             |device, sqe| device.post(1, [0, 1 | 2 << 16], sqe.cid, 0),
@@ -475,7 +494,7 @@ fn a_shutdown_ends_what_was_taken_and_writes_the_cache() {
 #[test]
 fn a_shutdown_has_an_end() {
     // RTD3E, in microseconds, and what it is given.
-    for (told, seconds) in [(0u32, 5), (1_000_000, 5), (8_000_000, 8)] {
+    for (told, seconds) in [(0, 5), (1_000_000, 5), (8_000_000, 8), (u32::MAX, 60)] {
         let mut lab = with(|device| {
             device.identify = vec![(88, told.to_le_bytes().to_vec())];
             device.stuck_shutdown = true;

@@ -130,7 +130,7 @@ impl<R: Registers, M: SharedMemory> Controller<R, M> {
     /// that are polled.
     ///
     /// # Errors
-    /// It cannot be used; the frames are as they were, but zeroed.
+    /// It cannot be used; it and the frames are as they were.
     pub fn new<D: Dma<Memory = M>>(
         registers: R,
         dma: &mut D,

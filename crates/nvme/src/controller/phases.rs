@@ -24,8 +24,8 @@ const POLL_IO: Duration = Duration::from_micros(100);
 /// How often the controller's status and its commands' times are looked at while any are in flight.
 const CHECK: Duration = Duration::from_secs(1);
 
-/// The least time that a shutdown is given, whatever the controller says.
-const MIN_SHUTDOWN: Duration = Duration::from_secs(5);
+/// The least and the most time that a shutdown is given, whatever the controller says.
+const SHUTDOWN: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(60)];
 
 /// Resets in a row, without an I/O command that was done, until the controller is given up.
 const MAX_RESETS: u32 = 3;
@@ -391,7 +391,7 @@ impl<R: Registers, M: SharedMemory> Controller<R, M> {
 
     fn shutdown_timeout(&self) -> Duration {
         let told_us = self.identity.as_ref().map_or(0, |identity| identity.shutdown_us);
-        Duration::from_micros(told_us.into()).max(MIN_SHUTDOWN)
+        Duration::from_micros(told_us.into()).clamp(SHUTDOWN[0], SHUTDOWN[1])
     }
 }
 
