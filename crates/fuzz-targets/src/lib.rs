@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod catalog_text;
+mod controller;
 mod image;
 mod input;
 mod mutate;
@@ -46,5 +47,10 @@ pub const IMAGE: Target = Target { name: "image", run: image::run, nr_rounds: 4_
 /// A backend of which we are the frontend.
 pub const UPSTREAM: Target = Target { name: "upstream", run: upstream::run, nr_rounds: 4_000 };
 
+/// An NVMe controller.
+pub const CONTROLLER: Target =
+    Target { name: "controller", run: controller::run, nr_rounds: 4_000 };
+
 /// All of them.
-pub const TARGETS: [Target; 7] = [REQUEST, RING, XENSTORE, CATALOG, START_INFO, IMAGE, UPSTREAM];
+pub const TARGETS: [Target; 8] =
+    [REQUEST, RING, XENSTORE, CATALOG, START_INFO, IMAGE, UPSTREAM, CONTROLLER];

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use fuzz_targets::{
-    CATALOG, IMAGE, REQUEST, RING, START_INFO, TARGETS, Target, UPSTREAM, XENSTORE, mutate,
+    CATALOG, CONTROLLER, IMAGE, REQUEST, RING, START_INFO, TARGETS, Target, UPSTREAM, XENSTORE,
+    mutate,
 };
 use sim::Rng;
 
@@ -99,6 +100,11 @@ fn any_module_is_images_or_says_what_is_wrong() {
 #[test]
 fn any_backend_leaves_each_request_over_once_and_its_pages_ours() {
     replay(&UPSTREAM);
+}
+
+#[test]
+fn any_controller_leaves_each_request_over_once_and_its_pages_ours() {
+    replay(&CONTROLLER);
 }
 
 #[test]
