@@ -401,8 +401,17 @@ impl Lab {
                 }
             }),
             12 => self.bus.chip(|chip| {
-                let (dw2, cid, status) = (chip.input.u32(), chip.input.u16(), chip.input.u16());
-                let id = usize::from(chip.input.flag());
+                let id = chip.input.below(2);
+                // Mostly almost right.
+                let dw2 = match chip.input.u8() {
+                    0..=199 => chip.at[id].0 | if id == 0 { 0 } else { 1 << 16 },
+                    _ => chip.input.u32(),
+                };
+                let cid = match (chip.input.u8(), chip.known.first()) {
+                    (near @ 0..=199, Some(&(_, cid))) => cid ^ u16::from(near) << (near % 9),
+                    _ => chip.input.u16(),
+                };
+                let status = chip.input.u16();
                 chip.post(id, dw2, cid, status);
             }),
             13 => self.bus.chip(|chip| {
