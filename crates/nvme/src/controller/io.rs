@@ -71,11 +71,7 @@ impl<R: Registers, M: SharedMemory> Controller<R, M> {
             Ok(checked) => checked,
             Err(reason) => return Err(Refused { reason, request }),
         };
-        let buffer = match request {
-            Request::Read { buffer, .. } | Request::Write { buffer, .. } => Some(buffer),
-            Request::Flush | Request::Discard { .. } | Request::SecureDiscard { .. } => None,
-        };
-        self.requests.take(tag, target, rest, buffer);
+        self.requests.take(tag, target, rest, request.into_buffer());
         Ok(())
     }
 
