@@ -135,9 +135,14 @@ impl<R: Registers, M: SharedMemory> Controller<R, M> {
         Ok((target, rest))
     }
 
+    /// Whether the I/O queues are there, and nothing was found that ends them.
+    fn runs(&self) -> bool {
+        self.phase == Phase::Running && self.trouble.is_none()
+    }
+
     /// Takes completions off the queue.
     pub(super) fn collect(&mut self) {
-        if self.phase == Phase::Running && self.trouble.is_none() {
+        if self.runs() {
             match self.requests.collect(&self.memory, &mut self.io) {
                 Ok(true) => self.nr_in_row = 0,
                 Ok(false) => {}
@@ -148,7 +153,7 @@ impl<R: Registers, M: SharedMemory> Controller<R, M> {
 
     /// Sends what was taken, as far as there is room.
     pub fn publish(&mut self) {
-        if self.phase == Phase::Running && self.trouble.is_none() {
+        if self.runs() {
             self.requests.send(&self.memory, &mut self.io);
             self.io.ring(&mut self.registers, self.cap);
         }
@@ -164,7 +169,7 @@ impl<R: Registers, M: SharedMemory> Controller<R, M> {
         }
         self.collect();
         let completion = self.requests.complete(index);
-        if completion.is_none() && self.phase == Phase::Running {
+        if completion.is_none() && self.runs() {
             self.io.ring(&mut self.registers, self.cap);
         }
         completion
