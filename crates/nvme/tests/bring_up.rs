@@ -386,6 +386,20 @@ fn other_sizes_of_queue_entries_are_not_known() {
 }
 
 #[test]
+fn it_is_disabled_while_it_is_asked() {
+    let mut lab = Lab::attach(with(|device| device.act = Box::new(|_| Act::Hang)));
+    while lab.device().pending.is_empty() {
+        lab.now = lab.step().unwrap();
+    }
+    (lab.device().cc, lab.device().csts) = (0, 0);
+    lab.device().pending.clear();
+    lab.device().act = Box::new(|_| Act::Do);
+    lab.settle();
+    assert_eq!(lab.controller.state(), State::Ready);
+    assert_eq!(lab.controller.resets(), (1, Some(Error::Disabled)));
+}
+
+#[test]
 fn it_goes_away_or_fails_at_any_point() {
     for nr_reads in 1..25 {
         for gone in [true, false] {
