@@ -2,10 +2,11 @@
 
 use alloc::borrow::Cow;
 
-use xen_abi::EvtchnPort;
+use xen_abi::{EvtchnPort, Instant};
 use xen_pvh_boot::StartInfo;
 
 use crate::hypervisor::Hypervisor;
+use crate::memory::Memory;
 use crate::platform::Xen;
 use crate::region::Region;
 
@@ -21,10 +22,22 @@ pub(crate) trait Machine: Sized {
     fn prepare();
 
     /// Finds the devices, says what they are, and has them ready.
-    fn find(xen: &mut Xen, hypervisor: Hypervisor, start_info: &StartInfo) -> Self;
+    fn find(
+        xen: &mut Xen,
+        memory: &mut Memory,
+        hypervisor: Hypervisor,
+        start_info: &StartInfo,
+    ) -> Self;
 
     /// The words that say what it is to do: those of the command line, if there is one.
     fn words(xen: &mut Xen, xenstore: &Channel, command_line: &'static [u8]) -> Cow<'static, [u8]>;
+
+    /// Sends what devices were asked for, and sees to them; called after each turn of the domain. Says
+    /// when to call again at the latest.
+    fn step(&mut self, xen: &Xen) -> Option<Instant>;
+
+    /// Lets the devices go, at the end of the domain.
+    fn end(&mut self, xen: &mut Xen);
 }
 
 /// A domain that has nothing else. libxc has set it up as it is to be.
@@ -33,11 +46,17 @@ pub(crate) struct Pvh;
 impl Machine for Pvh {
     fn prepare() {}
 
-    fn find(_: &mut Xen, _: Hypervisor, _: &StartInfo) -> Self {
+    fn find(_: &mut Xen, _: &mut Memory, _: Hypervisor, _: &StartInfo) -> Self {
         Self
     }
 
     fn words(_: &mut Xen, _: &Channel, command_line: &'static [u8]) -> Cow<'static, [u8]> {
         Cow::Borrowed(command_line)
     }
+
+    fn step(&mut self, _: &Xen) -> Option<Instant> {
+        None
+    }
+
+    fn end(&mut self, _: &mut Xen) {}
 }

@@ -32,7 +32,7 @@ const WINDOW_ALIGN: u64 = 2 << 20;
 #[derive(Debug)]
 pub(crate) struct Memory {
     /// Runs of frames for the page pool: first frame and number.
-    pub(crate) free_frames: &'static [(Gfn, u64)],
+    pub(crate) free_frames: FreeFrames,
     /// The same with the boot modules' frames.
     pub(crate) all_frames: &'static [(Gfn, u64)],
     /// The boot modules.
@@ -121,7 +121,7 @@ pub(crate) unsafe fn divide(
     }));
     let all_frames = all_frames.leak();
     Ok(Memory {
-        free_frames: &all_frames[..free.as_slice().len()],
+        free_frames: free,
         all_frames,
         modules,
         window: (Gfn(window_start >> PAGE_SHIFT), window_frames),

@@ -36,6 +36,19 @@ pub(crate) struct Xen {
 }
 
 impl Xen {
+    /// Our frames, one behind the other, as memory that a peer or a device can write.
+    ///
+    /// # Panics
+    /// Where one of `frames` is none of the pool's.
+    pub(crate) fn scattered(&self, frames: &[Gfn]) -> Scattered {
+        let page = |&frame| {
+            assert!(self.frames.contain(frame, 1), "frame {frame} is not the pool's");
+            // SAFETY: RAM that is mapped for good, and no Rust object lies in it.
+            unsafe { Region::new(frame, 1) }
+        };
+        Scattered::new(frames.iter().filter_map(page).collect())
+    }
+
     /// Waits for a port of ours that was just opened.
     pub(crate) fn listen(&mut self, port: EvtchnPort) -> Result<EvtchnPort, HypercallError> {
         /// -ENOSPC (`errno.h`).
@@ -95,15 +108,8 @@ impl Grants for Xen {
 impl blkfront::GrantTable for Xen {
     type Memory = Scattered;
 
-    /// # Panics
-    /// Where one of `frames` is none of the pool's.
     fn memory(&mut self, frames: &[Gfn]) -> Scattered {
-        let page = |&frame| {
-            assert!(self.frames.contain(frame, 1), "frame {frame} is not the pool's");
-            // SAFETY: RAM that is mapped for good, and no Rust object lies in it.
-            unsafe { Region::new(frame, 1) }
-        };
-        Scattered::new(frames.iter().filter_map(page).collect())
+        self.scattered(frames)
     }
 
     fn nr_free(&self) -> usize {

@@ -57,9 +57,9 @@ pub(crate) fn main<M: Machine>(boot: Boot) -> ! {
     let memory = unsafe {
         memory::divide(start_info, boot.memory.end(), [special.xenstore, special.console])
     };
-    let memory = memory.unwrap_or_else(|error| end::refuse(format_args!("{error}")));
+    let mut memory = memory.unwrap_or_else(|error| end::refuse(format_args!("{error}")));
     match bring_up(hypercalls, &memory, &special) {
-        Ok(xen) => run::<M>(hypervisor, xen, &memory, start_info, &special, entry_ticks),
+        Ok(xen) => run::<M>(hypervisor, xen, &mut memory, start_info, &special, entry_ticks),
         Err(error) => end::refuse(format_args!("cannot set up event channels: {error}")),
     }
 }
@@ -127,7 +127,7 @@ fn bring_up(
 fn run<M: Machine>(
     hypervisor: Hypervisor,
     mut xen: Xen,
-    memory: &Memory,
+    memory: &mut Memory,
     start_info: &'static StartInfo,
     special: &SpecialPages,
     entry_ticks: u64,
@@ -142,12 +142,12 @@ fn run<M: Machine>(
     };
     let xenstore = Channel { page: xenstore, port: special.xenstore_port };
 
-    let _machine = M::find(&mut xen, hypervisor, start_info);
+    let mut machine = M::find(&mut xen, memory, hypervisor, start_info);
     let words = M::words(&mut xen, &xenstore, start_info.command_line());
     selftest::run(&words, xen.hypercalls, xen.clock, &mut xen.events);
     let resources = Resources {
         memory: memory.frames(),
-        free_frames: memory.free_frames,
+        free_frames: memory.free_frames.as_slice(),
         modules: &memory.modules,
         xenstore: xenstore.page,
         xenstore_port: xenstore.port,
@@ -174,13 +174,20 @@ fn run<M: Machine>(
         memory.heap_bytes >> 10,
     ));
     let reason = loop {
-        match domain.step(&mut xen) {
+        let next = domain.step(&mut xen);
+        // It sends what the domain asked its devices for.
+        let due = machine.step(&xen);
+        match next {
             Next::Now => {}
-            Next::At(deadline) => xen.events.wait(Some(deadline)),
-            Next::Idle => xen.events.wait(None),
+            Next::At(deadline) => {
+                let deadline = due.map_or(deadline, |due| due.min(deadline));
+                xen.events.wait(Some(deadline));
+            }
+            Next::Idle => xen.events.wait(due),
             Next::Shutdown(reason) => break reason,
         }
     };
+    machine.end(&mut xen);
     console::flush(xen.clock, FLUSH_LIMIT);
     xen.hypercalls.shutdown(match reason {
         ShutdownReason::PowerOff => ShutdownCode::PowerOff,

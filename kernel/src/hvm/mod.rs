@@ -1,8 +1,9 @@
 //! A domain that looks like a PC: HVM, for that is the kind which PCI devices are passed through to.
 
 mod config_ports;
-mod controller;
+mod driven;
 mod mmio;
+mod passed;
 
 use alloc::borrow::Cow;
 use alloc::vec::Vec;
@@ -16,16 +17,17 @@ use crate::configuration::{self, Waiting};
 use crate::console;
 use crate::hypervisor::Hypervisor;
 use crate::machine::{Channel, Machine};
+use crate::memory::Memory;
 use crate::pci::{self, Class, Placement};
 use crate::platform::Xen;
 
 use config_ports::ConfigPorts;
-use controller::Controller;
+use driven::Driven;
+use passed::Passed;
 
 /// The domain's NVMe controllers.
 pub(crate) struct Hvm {
-    #[expect(dead_code, reason = "no store reads and writes them yet")]
-    controllers: Vec<Controller>,
+    controllers: Vec<Driven>,
 }
 
 impl Machine for Hvm {
@@ -48,7 +50,12 @@ impl Machine for Hvm {
         }
     }
 
-    fn find(xen: &mut Xen, hypervisor: Hypervisor, start_info: &StartInfo) -> Self {
+    fn find(
+        xen: &mut Xen,
+        memory: &mut Memory,
+        hypervisor: Hypervisor,
+        start_info: &StartInfo,
+    ) -> Self {
         let mut config = ConfigPorts::new();
         let mut functions = Vec::new();
         pci::functions(&mut config, |_, function| {
@@ -60,22 +67,38 @@ impl Machine for Hvm {
         let taken = memory_map.map(|range| range.paddr..range.paddr + range.size_bytes);
         let mut placement = Placement::beside(taken);
         let mut controllers = Vec::new();
-        for function in functions {
-            match Controller::new(xen, &mut config, &mut placement, function) {
-                Ok(controller) => {
-                    console::line(format_args!("{controller}"));
-                    controllers.push(controller);
+        for (number, function) in functions.into_iter().enumerate() {
+            match Passed::new(xen, &mut config, &mut placement, function) {
+                Ok(passed) => {
+                    console::line(format_args!("nvme{number}: {passed}"));
+                    match Driven::new(xen, memory, passed, number) {
+                        Ok(driven) => {
+                            driven.tell();
+                            controllers.push(driven);
+                        }
+                        Err(error) => console::line(format_args!("nvme{number}: {error}")),
+                    }
                 }
-                Err(error) => console::line(format_args!("nvme {}: {error}", function.at)),
+                Err(error) => console::line(format_args!("nvme{number}: {}: {error}", function.at)),
             }
         }
-        let grants = if hypervisor.has_iommu_mappings { "could" } else { "cannot" };
         if controllers.is_empty() {
             console::line(format_args!("no NVMe controller is passed through"));
-        } else {
-            console::line(format_args!("devices {grants} reach granted pages: they use our own"));
+        } else if hypervisor.has_iommu_mappings {
+            console::line(format_args!("devices could reach granted pages: they use our own"));
         }
         Self { controllers }
+    }
+
+    fn end(&mut self, xen: &mut Xen) {
+        for controller in &mut self.controllers {
+            controller.end(xen);
+        }
+    }
+
+    fn step(&mut self, xen: &Xen) -> Option<Instant> {
+        let now = xen.now();
+        self.controllers.iter_mut().filter_map(|controller| controller.step(now)).min()
     }
 
     /// Started by `firmware_override`, it has no command line.

@@ -1,4 +1,4 @@
-//! An NVMe controller that is passed through: its registers and its interrupt.
+//! An NVMe controller as PCI has it: its registers and its interrupt.
 
 use core::fmt;
 
@@ -17,9 +17,9 @@ const MAX_REGISTERS: usize = 64 << 10;
 /// VS, the version it conforms to.
 const VERSION: usize = 0x08;
 
-/// A controller, ready to be driven.
+/// A controller that is passed through, ready to be driven.
 #[derive(Debug)]
-pub(crate) struct Controller {
+pub(crate) struct Passed {
     pub(crate) function: Function,
     pub(crate) registers: Mmio,
     version: u32,
@@ -61,9 +61,11 @@ pub(crate) enum NoInterrupt {
     Pirq(HypercallError),
     #[error("the pirq cannot be bound: {0}")]
     Bind(HypercallError),
+    #[error("no interrupt arrives")]
+    Lost,
 }
 
-impl Controller {
+impl Passed {
     /// Has it answer to its registers, access memory, and make interrupts.
     pub(crate) fn new(
         xen: &mut Xen,
@@ -139,21 +141,27 @@ fn interrupt(
     }
 }
 
-impl fmt::Display for Controller {
+impl fmt::Display for Passed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Function { at, vendor, device, .. } = self.function;
         let (major, minor) = (self.version >> 16, self.version >> 8 & 0xff);
         let (paddr, nr_kib) = (self.paddr, self.registers.len_bytes() >> 10);
-        write!(f, "nvme {at} ({vendor:04x}:{device:04x}): NVMe {major}.{minor}, ")?;
+        write!(f, "{at} ({vendor:04x}:{device:04x}): NVMe {major}.{minor}, ")?;
         write!(f, "{nr_kib} KiB of registers at {paddr:#x}")?;
         if let Placed::Moved { from } = self.placed {
             write!(f, ", moved from {from:#x}")?;
         }
-        match self.completions {
-            Completions::Event { pirq, port } => {
-                write!(f, "; completions by MSI-X, pirq {pirq} at event channel {port}")
+        Ok(())
+    }
+}
+
+impl fmt::Display for Completions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Event { pirq, port } => {
+                write!(f, "by MSI-X, pirq {pirq} at event channel {port}")
             }
-            Completions::Polled(reason) => write!(f, "; completions are polled: {reason}"),
+            Self::Polled(reason) => write!(f, "are polled: {reason}"),
         }
     }
 }
