@@ -2,6 +2,7 @@
 
 use alloc::borrow::Cow;
 
+use x86_64::structures::idt::InterruptDescriptorTable;
 use xen_abi::{EvtchnPort, Instant};
 use xen_pvh_boot::StartInfo;
 
@@ -18,6 +19,9 @@ pub(crate) struct Channel {
 
 /// A kind of domain, with what it has besides memory, xenstore and a console.
 pub(crate) trait Machine: Sized {
+    /// Sets the gates of interrupts that there are besides the upcall.
+    fn set_gates(idt: &mut InterruptDescriptorTable);
+
     /// Called first of all: makes up for firmware that did not run.
     fn prepare();
 
@@ -44,6 +48,8 @@ pub(crate) trait Machine: Sized {
 pub(crate) struct Pvh;
 
 impl Machine for Pvh {
+    fn set_gates(_: &mut InterruptDescriptorTable) {}
+
     fn prepare() {}
 
     fn find(_: &mut Xen, _: &mut Memory, _: Hypervisor, _: &StartInfo) -> Self {

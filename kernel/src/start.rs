@@ -37,7 +37,7 @@ static START_INFO: Once<StartInfo> = Once::new();
 /// What an image does, from its entry on.
 pub(crate) fn main<M: Machine>(boot: Boot) -> ! {
     let entry_ticks = time::ticks();
-    traps::init();
+    traps::init(M::set_gates);
     let Some(hypervisor) = Hypervisor::detect() else {
         console::line(format_args!("there is no Xen here, and nothing to do without it"));
         end::halt()

@@ -153,7 +153,8 @@ extern "C" fn on_trap(frame: &Frame) -> ! {
 }
 
 /// Loads our own GDT, TSS and IDT. Called once, first of all.
-pub(crate) fn init() {
+/// `more` sets the gates of interrupts that there are besides the upcall.
+pub(crate) fn init(more: impl FnOnce(&mut InterruptDescriptorTable)) {
     let tss = TSS.call_once(|| {
         let mut tss = TaskStateSegment::new();
         let end = (&raw const DOUBLE_FAULT_STACK).wrapping_add(1);
@@ -173,12 +174,15 @@ pub(crate) fn init() {
         SS::set_reg(data);
         load_tss(task);
     }
-    IDT.call_once(idt).load();
+    let mut idt = idt();
+    more(&mut idt);
+    IDT.call_once(|| idt).load();
 }
 
 fn idt() -> InterruptDescriptorTable {
     let mut idt = InterruptDescriptorTable::new();
-    // SAFETY: each entry stands at its vector. The upcall's handler returns as an interrupt's does.
+    // SAFETY: each entry stands at its vector. The upcall's handler returns as an
+    // interrupt's does.
     unsafe {
         set_stub(&mut idt.divide_error, 0);
         set_stub(&mut idt.debug, 1);

@@ -5,6 +5,7 @@ use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::RefCell;
+use core::iter;
 use core::time::Duration;
 
 use domain::Platform;
@@ -54,7 +55,7 @@ impl Driven {
         number: usize,
     ) -> Result<Self, Error> {
         let interrupt = match passed.completions {
-            Completions::Event { .. } => Interrupt::Vector(0),
+            Completions::Event { .. } | Completions::Vector { .. } => Interrupt::Vector(0),
             Completions::Polled(_) => Interrupt::Polled,
         };
         let nr_frames = (memory.free_frames.nr_frames() / FRAMES_SHARE).min(MAX_FRAMES);
@@ -84,7 +85,9 @@ impl Driven {
     /// Reads a page of the first namespace: an interrupt that does not arrive is found now, and not by
     /// a guest that waits.
     fn try_interrupt(&mut self, xen: &mut Xen) {
-        let Completions::Event { port, .. } = self.completions else { return };
+        if matches!(self.completions, Completions::Polled(_)) {
+            return;
+        }
         let Some((_, mut device)) = self.devices().into_iter().next() else { return };
         let Some(buffer) = device.reserve(SECTORS_PER_PAGE) else { return };
         if let Err(refused) = device.submit(Tag(0), Request::Read { sector: 0, buffer }) {
@@ -99,10 +102,9 @@ impl Driven {
         while !is_done || !is_told && xen.now() < limit {
             let due = self.step(xen.now());
             let look_at = if xen.now() < limit { limit } else { xen.now().after(POLL) };
-            xen.events.wait(Some(due.map_or(look_at, |due| due.min(look_at))));
-            while let Some(taken) = xen.take_event() {
-                is_told |= taken == port;
-            }
+            let deadline = due.map_or(look_at, |due| due.min(look_at));
+            xen.events.wait(Some(deadline));
+            is_told |= self.has_told(xen, deadline);
             if let Some(completion) = device.complete() {
                 is_done = true;
                 if let Some(buffer) = completion.buffer {
@@ -112,6 +114,18 @@ impl Driven {
         }
         if !is_told {
             self.completions = Completions::Polled(NoInterrupt::Lost);
+        }
+    }
+
+    /// Whether it was an interrupt that ended a wait until `deadline`.
+    fn has_told(&self, xen: &mut Xen, deadline: Instant) -> bool {
+        let events = iter::from_fn(|| xen.take_event());
+        match self.completions {
+            Completions::Event { port, .. } => {
+                events.fold(false, |told, taken| told | (taken == port))
+            }
+            Completions::Vector { .. } => events.count() == 0 && xen.now() < deadline,
+            Completions::Polled(_) => false,
         }
     }
 
@@ -149,6 +163,9 @@ impl Driven {
     /// Sends what its disks were asked for, and sees to the controller. Says when to call again at
     /// the latest.
     pub(crate) fn step(&mut self, now: Instant) -> Option<Instant> {
+        if let Completions::Vector { apic, .. } = self.completions {
+            apic.end_of_interrupt();
+        }
         let mut controller = self.controller.borrow_mut();
         let due = controller.step(now);
         if controller.state() != self.told {

@@ -2,6 +2,7 @@
 
 mod config_ports;
 mod driven;
+mod local_apic;
 mod mmio;
 mod passed;
 
@@ -9,12 +10,15 @@ use alloc::borrow::Cow;
 use alloc::vec::Vec;
 
 use domain::Platform;
+use x86_64::instructions::port::PortWriteOnly;
 use x86_64::registers::model_specific::Msr;
+use x86_64::structures::idt::InterruptDescriptorTable;
 use xen_abi::{EvtchnPort, Instant};
 use xen_pvh_boot::StartInfo;
 
 use crate::configuration::{self, Waiting};
 use crate::console;
+use crate::events;
 use crate::hypervisor::Hypervisor;
 use crate::machine::{Channel, Machine};
 use crate::memory::Memory;
@@ -31,23 +35,18 @@ pub(crate) struct Hvm {
 }
 
 impl Machine for Hvm {
-    /// Has memory cached by default, where no firmware did.
-    ///
-    /// libxc leaves the MTRRs of an HVM domain to hvmloader. As long as they are off all memory is
-    /// uncached by definition, and Xen takes that literally on Intel's processors once the domain
-    /// may have devices (`epte_get_entry_emt`). On AMD's it does not look at them.
-    fn prepare() {
-        /// `IA32_MTRR_DEF_TYPE`: the type of memory that no range names, and whether MTRRs count.
-        const DEF_TYPE: Msr = Msr::new(0x2ff);
-        const ENABLE: u64 = 1 << 11;
-        const WRITE_BACK: u64 = 6;
-        let mut def_type = DEF_TYPE;
-        // SAFETY: an HVM domain has this register. Nothing was kept in a cache as another type.
+    /// They end a wait, as the upcall does.
+    fn set_gates(idt: &mut InterruptDescriptorTable) {
+        // SAFETY: the handler returns as an interrupt's does.
         unsafe {
-            if def_type.read() & ENABLE == 0 {
-                def_type.write(ENABLE | WRITE_BACK);
-            }
+            idt[local_apic::DEVICE_VECTOR].set_handler_addr(events::upcall_handler());
+            idt[local_apic::SPURIOUS_VECTOR].set_handler_addr(events::upcall_handler());
         }
+    }
+
+    fn prepare() {
+        mask_pic();
+        cache_memory();
     }
 
     fn find(
@@ -136,5 +135,35 @@ impl Waiting for WithEvents<'_> {
         self.xen.events.wait(deadline);
         // There are none yet but xenstored's, and the console's.
         while self.xen.take_event().is_some() {}
+    }
+}
+
+/// Has the PC's old interrupt controllers make none: firmware leaves them with a timer's, on the vector of
+/// an exception.
+fn mask_pic() {
+    const DATA_PORTS: [u16; 2] = [0x21, 0xa1];
+    for port in DATA_PORTS {
+        // SAFETY: it masks the eight interrupts of a controller that is there or not, and nothing
+        // else.
+        unsafe { PortWriteOnly::new(port).write(0xff_u8) };
+    }
+}
+
+/// Has memory cached by default, where no firmware did.
+///
+/// libxc leaves the MTRRs of an HVM domain to hvmloader. As long as they are off all memory is uncached by
+/// definition, and Xen takes that literally on Intel's processors once the domain may have devices
+/// (`epte_get_entry_emt`). On AMD's it does not look at them.
+fn cache_memory() {
+    /// `IA32_MTRR_DEF_TYPE`: the type of memory that no range names, and whether MTRRs count.
+    const DEF_TYPE: u32 = 0x2ff;
+    const ENABLE: u64 = 1 << 11;
+    const WRITE_BACK: u64 = 6;
+    let mut def_type = Msr::new(DEF_TYPE);
+    // SAFETY: an HVM domain has this register. Nothing was kept in a cache as another type.
+    unsafe {
+        if def_type.read() & ENABLE == 0 {
+            def_type.write(ENABLE | WRITE_BACK);
+        }
     }
 }

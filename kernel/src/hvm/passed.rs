@@ -7,6 +7,7 @@ use thiserror::Error;
 use xen_abi::{EvtchnPort, PAGE_SIZE};
 
 use super::config_ports::ConfigPorts;
+use super::local_apic::{DEVICE_VECTOR, LocalApic};
 use super::mmio::{Mmio, TooLarge};
 use crate::pci::{self, Bar, Function, Message, Msix, NoRoom, Placed, Placement};
 use crate::platform::Xen;
@@ -33,6 +34,8 @@ pub(crate) struct Passed {
 pub(crate) enum Completions {
     /// By an event: the controller's interrupt, vector 0 of its MSI-X table.
     Event { pirq: u32, port: EvtchnPort },
+    /// By an interrupt of the vCPU.
+    Vector { apic: LocalApic, no_event: NoEvent },
     /// By looking.
     Polled(NoInterrupt),
 }
@@ -50,6 +53,15 @@ pub(crate) enum Unusable {
     Silent { paddr: u64 },
 }
 
+/// Why the interrupt is no event.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub(crate) enum NoEvent {
+    #[error("Xen gives no pirq ({0}): from 4.20 on it wants hvm_pirq=1")]
+    Pirq(HypercallError),
+    #[error("the pirq cannot be bound: {0}")]
+    Bind(HypercallError),
+}
+
 /// Why there is no interrupt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub(crate) enum NoInterrupt {
@@ -57,10 +69,8 @@ pub(crate) enum NoInterrupt {
     Missing,
     #[error("its MSI-X table is out of reach")]
     OutOfReach,
-    #[error("Xen gives no pirq ({0}): hvm_pirq=1 is to be set from Xen 4.20 on")]
-    Pirq(HypercallError),
-    #[error("the pirq cannot be bound: {0}")]
-    Bind(HypercallError),
+    #[error("no event channel for it, and no x2APIC")]
+    NoApic,
     #[error("no interrupt arrives")]
     Lost,
 }
@@ -104,7 +114,7 @@ impl Passed {
     }
 }
 
-/// Has MSI-X vector 0 make events.
+/// Has the first entry of the MSI-X table make events, or else interrupts.
 fn interrupt(
     xen: &mut Xen,
     config: &mut ConfigPorts,
@@ -112,7 +122,6 @@ fn interrupt(
     msix: Msix,
     table: &Bar,
 ) -> Result<Completions, NoInterrupt> {
-    const MASKED: u32 = 1;
     let end = u64::from(msix.table_offset) + pci::ENTRY_BYTES;
     if end > table.size_bytes {
         return Err(NoInterrupt::OutOfReach);
@@ -123,22 +132,34 @@ fn interrupt(
     // SAFETY: the table is there, which nothing else of ours accesses.
     let page = unsafe { Mmio::map(page, PAGE_SIZE) };
     let page = page.map_err(|TooLarge| NoInterrupt::OutOfReach)?;
-    let pirq = xen.hypercalls.free_pirq().map_err(NoInterrupt::Pirq)?;
-
-    let Message([low, high, data]) = Message::to_pirq(pirq);
-    for (nth, word) in [(3, MASKED), (0, low), (1, high), (2, data), (3, 0)] {
-        page.write(within + 4 * nth, word);
-    }
-    // The device model maps the pirq to the interrupt now; before that it is none to bind.
-    msix.enable(config, function);
-    let port = xen.hypercalls.bind_pirq(pirq);
-    match port.and_then(|port| xen.listen(port)) {
-        Ok(port) => Ok(Completions::Event { pirq, port }),
-        Err(error) => {
-            msix.disable(config, function);
-            Err(NoInterrupt::Bind(error))
+    let set_entry = |message| {
+        const MASKED: u32 = 1;
+        let Message([low, high, data]) = message;
+        for (nth, word) in [(3, MASKED), (0, low), (1, high), (2, data), (3, 0)] {
+            page.write(within + 4 * nth, word);
         }
-    }
+    };
+
+    let no_event = match xen.hypercalls.free_pirq() {
+        Ok(pirq) => {
+            set_entry(Message::to_pirq(pirq));
+            // The device model maps the pirq to the interrupt now; before that it is none to bind.
+            msix.enable(config, function);
+            match xen.hypercalls.bind_pirq(pirq).and_then(|port| xen.listen(port)) {
+                Ok(port) => return Ok(Completions::Event { pirq, port }),
+                Err(error) => {
+                    // An entry changes while MSI-X is off.
+                    msix.disable(config, function);
+                    NoEvent::Bind(error)
+                }
+            }
+        }
+        Err(error) => NoEvent::Pirq(error),
+    };
+    let apic = LocalApic::enable().ok_or(NoInterrupt::NoApic)?;
+    set_entry(Message::to_vector(apic.id(), DEVICE_VECTOR));
+    msix.enable(config, function);
+    Ok(Completions::Vector { apic, no_event })
 }
 
 impl fmt::Display for Passed {
@@ -160,6 +181,9 @@ impl fmt::Display for Completions {
         match self {
             Self::Event { pirq, port } => {
                 write!(f, "by MSI-X, pirq {pirq} at event channel {port}")
+            }
+            Self::Vector { no_event, .. } => {
+                write!(f, "by MSI-X, vector {DEVICE_VECTOR:#x} of the local APIC: {no_event}")
             }
             Self::Polled(reason) => write!(f, "are polled: {reason}"),
         }

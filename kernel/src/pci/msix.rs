@@ -47,13 +47,20 @@ impl Msix {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Message(pub(crate) [u32; 3]);
 
+/// Where the local APICs listen.
+const LOCAL_APICS: u32 = 0xfee0_0000;
+
 impl Message {
+    /// The message that interrupts the vCPU whose local APIC has this id, by a vector.
+    pub(crate) const fn to_vector(apic: u8, vector: u8) -> Self {
+        Self([LOCAL_APICS | (apic as u32) << 12, 0, vector as u32])
+    }
+
     /// The message that asks for `pirq` of our own domain, instead of naming a vector. The vector is
     /// 0, and where the id of a local APIC stands is the pirq's number, its bits from 8 on in the
     /// address's upper half: that is what the device model takes it from (QEMU's `msi_msix_setup`,
     /// and Xen's `hvm_inject_msi`).
     pub(crate) const fn to_pirq(pirq: u32) -> Self {
-        const LOCAL_APICS: u32 = 0xfee0_0000;
         const LEVEL_ASSERT: u32 = 1 << 14;
         // No mode of delivery that there is.
         const RESERVED_MODE: u32 = 3 << 8;
@@ -92,7 +99,8 @@ mod tests {
     }
 
     #[test]
-    fn a_message_names_its_pirq_where_the_apic_stands() {
+    fn a_message_names_a_vector_or_its_pirq_where_the_apic_stands() {
+        assert_eq!(Message::to_vector(0x12, 0x30), Message([0xfee1_2000, 0, 0x30]));
         assert_eq!(Message::to_pirq(55), Message([0xfee3_7000, 0, 0x4300]));
         let large = Message([0xfee7_8000, 0x1234_5600, 0x4300]);
         assert_eq!(Message::to_pirq(0x1234_5678), large);
