@@ -5,8 +5,7 @@ import sys
 from fnmatch import fnmatch
 
 from .dom0.scenario import Scenario, known
-from .host import machine_arguments, qemu, roots
-from .host.nvme import Controller
+from .host import machine_arguments, roots
 from .host.session import Job, run
 
 
@@ -24,16 +23,11 @@ def main() -> int:
     # Each machine is a boot. A shell alone is on the plain one.
     for machine in dict.fromkeys([scenario.machine for scenario in chosen] or ["plain"]):
         scenarios = [scenario.name for scenario in chosen if scenario.machine == machine]
-        job = Job(scenarios, _machine(machine, options), options.shell, dict(options.set))
+        job = Job(scenarios, machine_arguments.machine(machine, options), options.shell, dict(options.set))
         report = run(job, roots.SUITES[options.suite])
         report.summary()
         failed = failed or bool(report.failed)
     return 1 if failed else 0
-
-
-def _machine(name: str, options: argparse.Namespace) -> qemu.Machine:
-    nvme = Controller(roots.CACHE / "nvme") if name == "passthrough" else None
-    return qemu.Machine(options.memory, options.clock, nvme)
 
 
 def _arguments() -> argparse.Namespace:

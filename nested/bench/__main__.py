@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from ..dom0.scenario import known
-from ..host import machine_arguments, qemu, roots
+from ..host import machine_arguments, roots
 from ..host.session import Job, run
 from . import compare, document, tables
 from .results import Results
@@ -30,15 +30,18 @@ def main() -> int:
             sys.exit(f"bench: there is no {document.RESULTS.relative_to(roots.REPOSITORY)} yet: scripts/bench --update makes it")
         document.update(Results.load(document.RESULTS))
         return 0
-    scenarios = ["bench.side_by_side"] if options.quick else [s.name for s in known().values() if s.group == "bench"]
-    job = Job(scenarios, qemu.Machine(options.memory, options.clock), False, QUICK if options.quick else WHOLE)
-    report = run(job, roots.SUITES[options.suite])
-    report.summary()
-    results = report.results
-    results.clock = options.clock
+    results, failed = Results(options.clock), False
+    chosen = [s for s in known().values() if s.group == "bench" and (s.name == "bench.side_by_side" or not options.quick)]
+    for machine in dict.fromkeys(scenario.machine for scenario in chosen):
+        scenarios = [scenario.name for scenario in chosen if scenario.machine == machine]
+        job = Job(scenarios, machine_arguments.machine(machine, options), False, QUICK if options.quick else WHOLE)
+        report = run(job, roots.SUITES[options.suite])
+        report.summary()
+        results.add(report.results)
+        failed = failed or bool(report.failed)
     kept = RUNS / f"{'quick' if options.quick else 'results'}-{options.clock}.json"
     print(f"\n{_beside_the_last(kept, results) if options.quick else document.report(results)}", end="")
-    if report.failed:
+    if failed:
         print("bench: a scenario failed, so that these results are not kept", file=sys.stderr)
         return 1
     results.save(kept)

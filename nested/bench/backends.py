@@ -3,10 +3,12 @@
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from ..dom0 import disks
+from ..dom0 import disks, pci
 from ..dom0.domain import Domain, Granary, Guest, devid
-from ..dom0.names import COPIED_BY, DRIVER_INITRAMFS, GUEST_CMDLINE, GUEST_KERNEL, QEMU
+from ..dom0.names import COPIED_BY, DRIVER_INITRAMFS, GUEST_BZIMAGE, GUEST_CMDLINE, GUEST_KERNEL, QEMU, STORAGE_INITRAMFS
 from ..dom0.xen import Running, Stuck, eventually, run, xenstore
+from . import goals
+from .results import GRANARY
 
 DISK_MIB = 64
 LINUX_NAME = "linux-driver"
@@ -88,18 +90,10 @@ class OfLinux(Backend):
 
     def attach(self, guest: Guest, vdev: str) -> None:
         self._used[vdev] = self._free.pop(0)
-        guest.try_attach(disks.granary(vdev, "brd", backend=self._domain.name)).expect(0)
-        directory = self._directory(guest, vdev)
-        xenstore.write(f"{directory}/physical-device", f"1:{self._used[vdev]:x}")
-        xenstore.write(f"{directory}/hotplug-status", "connected")
-        guest.wait_disk(vdev)
+        self._domain.serve(guest, vdev, f"1:{self._used[vdev]:x}")
 
     def detach(self, guest: Guest, vdev: str) -> None:
-        detaching = Running("xl", "block-detach", guest.name, vdev)
-        directory = self._directory(guest, vdev)
-        eventually("blkback has closed", lambda: xenstore.read(f"{directory}/state") == "6")
-        xenstore.remove(directory)
-        detaching.wait().expect(0)
+        self._domain.serve_no_more(guest, vdev)
         self._free.append(self._used.pop(vdev))
 
     def destroy(self) -> None:
@@ -109,12 +103,9 @@ class OfLinux(Backend):
         """The memory that it has in use, from wherever it counts."""
         return -int(self._domain.sh("sed -n 's/^MemAvailable: *//p' /proc/meminfo").removesuffix(" kB"))
 
-    def _directory(self, guest: Domain, vdev: str) -> str:
-        return f"{self._domain.home}/backend/vbd/{guest.domid}/{devid(vdev)}"
-
 
 class LinuxDriver(Guest):
-    """A Linux that has nothing but blkback and RAM disks."""
+    """A Linux that has nothing but blkback and disks for it."""
 
     @classmethod
     def create(cls, name: str, memory_mib: int, disk_mib: int) -> "LinuxDriver":
@@ -127,6 +118,80 @@ class LinuxDriver(Guest):
             memory=memory_mib,
             driver_domain=1,
         )
+
+    @classmethod
+    def create_over(cls, *upstream: disks.Disk) -> "LinuxDriver":
+        """One whose disks other domains serve."""
+        return cls._boot(LINUX_NAME, upstream, kernel=str(GUEST_KERNEL), **_STORAGE)
+
+    @classmethod
+    def create_over_nvme(cls) -> "LinuxDriver":
+        """One that has this machine's NVMe controller, which takes an HVM domain."""
+        hvm = {"type": "hvm", "xen_platform_pci": 0, "vga": "none", "vnc": 0, "usb": 0, "hvm_pirq": 1, "pci": [pci.nvme().address]}
+        return cls._boot(LINUX_NAME, (), kernel=str(GUEST_BZIMAGE), **hvm, **_STORAGE)
+
+    def number(self, device: str) -> str:
+        """A block device of it, as blkback wants to be told."""
+        return self.sh(f"until [ -b {device} ]; do usleep 20000; done; stat -c %t:%T {device}")
+
+    def serve(self, guest: Guest, vdev: str, number: str) -> None:
+        """Attaches one of its block devices."""
+        guest.try_attach(disks.granary(vdev, "device", backend=self.name)).expect(0)
+        directory = self._directory(guest, vdev)
+        xenstore.write(f"{directory}/physical-device", number)
+        xenstore.write(f"{directory}/hotplug-status", "connected")
+        guest.wait_disk(vdev)
+
+    def serve_no_more(self, guest: Guest, vdev: str) -> None:
+        detaching = Running("xl", "block-detach", guest.name, vdev)
+        directory = self._directory(guest, vdev)
+        eventually("blkback has closed", lambda: xenstore.read(f"{directory}/state") == "6")
+        xenstore.remove(directory)
+        detaching.wait().expect(0)
+
+    def _directory(self, guest: Domain, vdev: str) -> str:
+        return f"{self.home}/backend/vbd/{guest.domid}/{devid(vdev)}"
+
+
+_STORAGE = {"ramdisk": str(STORAGE_INITRAMFS), "cmdline": GUEST_CMDLINE, "memory": 256, "driver_domain": 1}
+
+
+class LinuxOver(Backend):
+    """blkback in a Linux domain over a disk that is not in its memory."""
+
+    def __init__(self, what: str, domain: LinuxDriver, device: str):
+        self.name = f"{goals.DRIVER_DOMAIN} over {what}"
+        self.domid = domain.domid
+        self._domain = domain
+        self._number = domain.number(device)
+
+    def attach(self, guest: Guest, vdev: str) -> None:
+        self._domain.serve(guest, vdev, self._number)
+
+    def detach(self, guest: Guest, vdev: str) -> None:
+        self._domain.serve_no_more(guest, vdev)
+
+    def destroy(self) -> None:
+        self._domain.destroy()
+
+
+class GranaryOver(Backend):
+    """A Granary over a disk that is not in its memory."""
+
+    def __init__(self, what: str, domain: Granary, target: str):
+        self.name = f"{GRANARY} over {what}"
+        self.domid = domain.domid
+        self._domain = domain
+        self._target = target
+
+    def attach(self, guest: Guest, vdev: str) -> None:
+        guest.attach(disks.granary(vdev, self._target, backend=self._domain.name))
+
+    def detach(self, guest: Guest, vdev: str) -> None:
+        guest.detach(vdev)
+
+    def destroy(self) -> None:
+        self._domain.destroy()
 
 
 class InDom0(Backend):
@@ -151,6 +216,25 @@ class InDom0(Backend):
     @staticmethod
     def _number(vdev: str) -> int:
         return (ord(vdev[3]) - ord("a")) % NR_DISKS
+
+
+class InDom0Over(Backend):
+    """blkback over a block device of dom0's."""
+
+    domid = 0
+
+    def __init__(self, what: str, device: Path):
+        self.name = f"{goals.DOM0} over {what}"
+        self._device = device
+
+    def attach(self, guest: Guest, vdev: str) -> None:
+        guest.attach(disks.blkback(vdev, str(self._device)))
+
+    def detach(self, guest: Guest, vdev: str) -> None:
+        guest.detach(vdev)
+
+    def destroy(self) -> None:
+        pass
 
 
 class OfQemu(Backend):

@@ -111,7 +111,13 @@ class Results:
     @property
     def granary(self) -> str | None:
         """The one of them that is Granary with the copy routine that it takes by itself: its first."""
-        return next((backend for backend in self.backends if backend.startswith(GRANARY)), None)
+        return next((backend for backend in self.backends if backend.startswith(f"{GRANARY} (")), None)
+
+    def add(self, other: "Results") -> None:
+        """What was measured in another boot."""
+        self.versions |= other.versions
+        self.samples += other.samples
+        self.facts += other.facts
 
     def take(self, event: dict[str, Any]) -> None:
         """Keeps what an event of dom0's says; others are not for us."""

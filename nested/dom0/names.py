@@ -37,6 +37,12 @@ GUEST_INITRAMFS = LAB / "guest" / "initramfs"
 DRIVER_INITRAMFS = LAB / "guest" / "driver" / "initramfs"
 """Of a Linux that is a driver domain and nothing else, with GUEST_KERNEL."""
 
+STORAGE_INITRAMFS = LAB / "guest" / "driver" / "storage-initramfs"
+"""Of one whose disks are other domains' or an NVMe controller's."""
+
+GUEST_BZIMAGE = LAB / "guest" / "vmlinuz"
+"""GUEST_KERNEL as HVM domains boot it."""
+
 DRIVER_PACKED_BYTES = LAB / "guest" / "driver" / "packed-bytes"
 """The size of that Linux as distributions ship it, compressed, with its archive."""
 

@@ -4,6 +4,7 @@ import argparse
 import os
 
 from . import qemu, roots
+from .nvme import Controller
 
 _SUITES = ", ".join(sorted(roots.SUITES))
 
@@ -22,3 +23,9 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     if options.suite not in roots.SUITES:
         parser.error(f"no suite is called {options.suite!r} (--suite or XEN_SUITE): there are {_SUITES}")
     return options
+
+
+def machine(name: str, options: argparse.Namespace) -> qemu.Machine:
+    """The machine that a scenario names, of the size and with the clock that the arguments say."""
+    nvme = Controller(roots.CACHE / "nvme") if name == "passthrough" else None
+    return qemu.Machine(options.memory, options.clock, nvme)

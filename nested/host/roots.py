@@ -8,6 +8,7 @@ those it uses: a changed recipe builds anew, an unchanged one costs nothing.
 
 import gzip
 import hashlib
+import io
 import shutil
 import subprocess
 import tarfile
@@ -97,6 +98,9 @@ GUEST_PROGRAMS = ["mke2fs", "e2fsck", "blkdiscard", "fstrim"]
 GUEST_MODULES = ["xen-blkfront", "crc32c_generic", "ext4", "loop"]
 # What Granary is compared with: a Linux that has nothing but this.
 DRIVER_MODULES = ["brd", "xen-blkback"]
+
+# The same over a disk that it has from elsewhere.
+STORAGE_MODULES = ["xen-blkback", "xen-blkfront", "nvme"]
 
 # Python's library without what no runner uses: a third of its size.
 PYTHON_UNUSED = {
@@ -310,6 +314,8 @@ class _Root:
         archive.file("lab/guest/driver/initramfs", boot.driver.read_bytes())
         packed = len(self.bzimage()) + len(gzip.compress(boot.driver.read_bytes()))
         archive.file("lab/guest/driver/packed-bytes", str(packed).encode())
+        archive.file("lab/guest/driver/storage-initramfs", boot.driver.read_bytes() + self._storage_modules())
+        archive.file("lab/guest/vmlinuz", self.bzimage())
         archive.file("lab/guest/other/vmlinux", boot.other_kernel.read_bytes())
         archive.file("lab/guest/other/initramfs", boot.other_guest.read_bytes())
         archive.file("lab/guest/grub", (self._tree / GRUB).read_bytes())
@@ -336,6 +342,14 @@ class _Root:
         """A guest's modules alone, which replace those of another kernel in an archive before it."""
         self._add_modules(archive, GUEST_MODULES)
         archive.close()
+
+    def _storage_modules(self) -> bytes:
+        """For a driver domain's archive, in place of its modules: for one whose disks are not in memory."""
+        out = io.BytesIO()
+        archive = cpio.Archive(out)
+        self._add_modules(archive, STORAGE_MODULES)
+        archive.close()
+        return out.getvalue()
 
     def compile_python(self) -> None:
         """Compiles Python's library with that very Python: under emulation its imports take seconds."""

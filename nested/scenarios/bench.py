@@ -3,19 +3,35 @@
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 
-from ..bench.backends import DISK_MIB, LINUX_NAME, NR_DISKS, Backend, InDom0, OfGranary, OfLinux, OfQemu
+from ..bench.backends import (
+    DISK_MIB,
+    LINUX_NAME,
+    NR_DISKS,
+    Backend,
+    GranaryOver,
+    InDom0,
+    InDom0Over,
+    LinuxDriver,
+    LinuxOver,
+    OfGranary,
+    OfLinux,
+    OfQemu,
+)
 from ..bench.cases import CASES, MIB, Case
+from ..bench.goals import NVME, UPSTREAM
 from ..bench.results import GRANARY, Fact, Sample
-from ..dom0 import disks, names
-from ..dom0.domain import Granary, Guest
+from ..dom0 import disks, names, pci
+from ..dom0.domain import Granary, Guest, NvmeGranary
 from ..dom0.lab import Lab
 from ..dom0.scenario import scenario
 from ..dom0.xen import Mismatch, Running, Stuck, domains, eventually, expect, run, xenstore, xl
 from ..meters.cpu import cpu_ns
 from ..meters.trace import traced
+from .passthrough import controller
+from .upstream import UP
 
 # Routines that CPUID does not choose here. `rep movsb` is none to be used under an emulator.
 OTHER_ROUTINES = ["u64"]
@@ -116,6 +132,68 @@ def side_by_side(lab: Lab):
     guest.shutdown()
     for backend in backends + forced:
         backend.destroy()
+
+
+# Larger ones say nothing that these do not.
+CASES_OF_A_DEVICE = [case for case in CASES if case.request_bytes < MIB]
+
+
+def one_by_one(lab: Lab, makers: list[Callable[[], AbstractContextManager[Backend]]]) -> None:
+    """Measures backends of which only one can be there at a time."""
+    guest = lab.guest()
+    for maker in makers:
+        with maker() as backend, attached(guest, [backend], persistent=True) as vdevs:
+            for repetition, case in itertools.product(range(1, int(lab.settings.get("repetitions", 3)) + 1), CASES_OF_A_DEVICE):
+                sample = measure(guest, vdevs[backend.name], backend, case, repetition, persistent=True)
+                lab.events.send("sample", **asdict(sample))
+
+
+@contextmanager
+def ended(backend: Backend) -> Iterator[Backend]:
+    """A backend that is destroyed in the end."""
+    yield backend
+    backend.destroy()
+
+
+@contextmanager
+def dom0_over_nvme() -> Iterator[Backend]:
+    controller().take_back()
+    with pci.dom0s_own_driver("nvme0n1") as device:
+        yield InDom0Over(NVME, device)
+
+
+@scenario(limit=24 * 3600, group="bench", machine="passthrough")
+def over_nvme(lab: Lab):
+    """The smaller cases on an NVMe namespace, by whoever has the controller in turns.
+
+    `--set repetitions=N` (3).
+    """
+    controller()
+    one_by_one(
+        lab,
+        [
+            lambda: ended(GranaryOver(NVME, NvmeGranary.create(), "nvme0n1")),
+            lambda: ended(LinuxOver(NVME, LinuxDriver.create_over_nvme(), "/dev/nvme0n1")),
+            dom0_over_nvme,
+        ],
+    )
+
+
+@scenario(limit=24 * 3600, group="bench")
+def over_an_upstream_disk(lab: Lab):
+    """The smaller cases on a disk that dom0's blkback serves to the backend.
+
+    `--set repetitions=N` (3).
+    """
+    InDom0()
+    upstream = disks.blkback("xvdb", "/dev/ram0")
+    one_by_one(
+        lab,
+        [
+            lambda: ended(GranaryOver(UPSTREAM, Granary.create("granary-upstream", disk=[str(upstream)], cmdline=UP), "up")),
+            lambda: ended(LinuxOver(UPSTREAM, LinuxDriver.create_over(upstream), "/dev/xvdb")),
+        ],
+    )
 
 
 def only(lab: Lab, what: str, known: Iterable[str]) -> list[str]:
