@@ -1,4 +1,4 @@
-"""Disks of dom0's device-mapper: one that fails where it is told to, and one that logs what is written."""
+"""Disks of dom0's device-mapper: one that fails where it is told to, one that logs what is written, one that is slow to flush."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,6 +81,15 @@ def faulty(name: str, mib: int) -> Iterator[Faulty]:
     file = images.empty(f"{name}.img", mib)
     with loop(file) as below, _mapped(name, f"0 {_sectors(mib)} linear {below} 0") as path:
         yield Faulty(name, mib, below, path)
+    images.remove(file)
+
+
+@contextmanager
+def slow_to_flush(name: str, mib: int, seconds: int) -> Iterator[Path]:
+    """A disk of zeroes whose flushes take that long, and nothing else of it."""
+    file = images.empty(f"{name}.img", mib)
+    with loop(file) as below, _mapped(name, f"0 {_sectors(mib)} delay {below} 0 0 {below} 0 0 {below} 0 {seconds * 1000}") as path:
+        yield path
     images.remove(file)
 
 

@@ -86,6 +86,7 @@ DOM0_MODULES = [
     "loop",
     "brd",
     "dm-log-writes",
+    "dm-delay",
 ]
 # In dom0 for who asks for it: it would take the controller that is to be passed through.
 DOM0_MODULES_AT_NEED = ["nvme"]

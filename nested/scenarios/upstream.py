@@ -1,5 +1,6 @@
 """Disks that another domain serves to Granary: what it passes on reaches them, and their faults reach only who uses them."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,6 +128,27 @@ def an_fsync_reaches_it(lab: Lab):
     expect("promises", kept.nr_promises, NR_PROMISES)
     lab.figure("entries of the log", kept.nr_entries, "")
     images.remove(before, log)
+
+
+FLUSH_SECONDS = 3
+
+
+@scenario(limit=180)
+def an_fsync_waits_for_it(lab: Lab):
+    """A guest's fsync takes no less than the upstream disk's flush, and other disks do not wait for it."""
+    guest = lab.guest()
+    with mapper.slow_to_flush("slow", 16, FLUSH_SECONDS) as device, granary_on(disks.blkback("xvdb", str(device))) as granary:
+        guest.attach(served(granary, "xvdb", "up"))
+        guest.attach(disks.ram("xvdc", "16M", backend=granary.name))
+        work = Work(guest, "/dev/xvdc", 4)
+        begin = time.monotonic()
+        synced = guest.start("[ -b /dev/xvdb ] && dd if=/dev/urandom of=/dev/xvdb bs=64k count=4 conv=fsync 2> /dev/null")
+        work.goes_on()
+        synced.wait()
+        expect("it took no less than a flush", time.monotonic() - begin >= FLUSH_SECONDS, True)
+        work.end()
+        for vdev in ("xvdb", "xvdc"):
+            guest.detach(vdev)
 
 
 def fails(guest: Guest, command: str) -> None:
