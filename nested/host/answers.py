@@ -1,6 +1,8 @@
 """What a scenario may ask of the host half: to look at the machine's disks from outside, or to hold them up."""
 
+import contextlib
 from collections.abc import Callable
+from pathlib import Path
 
 from ..dom0.names import NVME_MIB
 from ..writelog import durability, ext4
@@ -12,7 +14,7 @@ from .nvme import FIRST_NODE, Controller
 class Answers:
     """Answers for one boot."""
 
-    def __init__(self, nvme: Controller | None, monitor: Monitor):
+    def __init__(self, nvme: Controller | None, monitor: Path):
         self._nvme = nvme
         self._monitor = monitor
         self._known: dict[str, Callable[..., dict]] = {
@@ -54,9 +56,12 @@ class Answers:
 
     def _hold_flushes(self, _nvme: Controller) -> dict:
         """From now on a flush of the first namespace begins and does not end."""
-        self._monitor.qemu_io(FIRST_NODE, "break flush_to_disk held")
-        return {}
+        return self._qemu_io("break flush_to_disk held")
 
     def _let_flushes_go(self, _nvme: Controller) -> dict:
-        self._monitor.qemu_io(FIRST_NODE, "remove_break held")
+        return self._qemu_io("remove_break held")
+
+    def _qemu_io(self, command: str) -> dict:
+        with contextlib.closing(Monitor(self._monitor)) as monitor:
+            monitor.qemu_io(FIRST_NODE, command)
         return {}

@@ -48,18 +48,19 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Sockets:
-    """Where a running machine listens to the host half."""
+class Channels:
+    """Where a machine and the host half speak to each other."""
 
     folder: Path
 
     @property
     def events(self) -> Path:
-        """The second serial port. The machine begins once somebody is there."""
+        """The second serial port's pipes, without their suffixes."""
         return self.folder / "events"
 
     @property
     def monitor(self) -> Path:
+        """A socket."""
         return self.folder / "monitor"
 
 
@@ -69,7 +70,7 @@ IOMMU = ["-device", "intel-iommu,intremap=on"]
 XEN_IOMMU_ARGS = " iommu=1,verbose,no-sharept"
 
 
-def command(machine: Machine, boot: Boot, archive: Path, console: str, sockets: Sockets) -> list[str]:
+def command(machine: Machine, boot: Boot, archive: Path, console: str, channels: Channels) -> list[str]:
     """QEMU's command line. `console` is a -serial argument."""
     xen_args = XEN_ARGS.format(dom0_mib=machine.dom0_mib) + (XEN_IOMMU_ARGS if machine.nvme else "")
     # QEMU splits -initrd at commas, and reads a doubled one as itself.
@@ -84,8 +85,8 @@ def command(machine: Machine, boot: Boot, archive: Path, console: str, sockets: 
         *("-append", xen_args),
         *("-initrd", f"{dom0},{archive}"),
         *("-serial", console),
-        *("-qmp", f"unix:{sockets.monitor},server=on,wait=off"),
-        *("-chardev", f"socket,id=events,path={sockets.events},server=on,wait=on"),
+        *("-qmp", f"unix:{channels.monitor},server=on,wait=off"),
+        *("-chardev", f"pipe,id=events,path={channels.events}"),
         *("-serial", "chardev:events"),
         # The IOMMU comes before what is behind it.
         *([*IOMMU, *machine.nvme.arguments()] if machine.nvme else []),

@@ -14,7 +14,6 @@ from pathlib import Path
 from . import cpio, qemu, tools
 from .answers import Answers
 from .faults import emulator_fault
-from .monitor import Monitor
 from .port import Port
 from .report import Report
 from .roots import CACHE, REPOSITORY, Boot, Suite, boot_files
@@ -78,14 +77,13 @@ def _boot_and_run(job: Job, boot: Boot, report: Report) -> str | None:
     report.say(f"starting QEMU; logs are in {logs.relative_to(REPOSITORY)}")
     # A socket's name is short, and a repository's path may be long.
     with tempfile.TemporaryDirectory() as folder:
-        sockets = qemu.Sockets(Path(folder))
-        command = qemu.command(job.machine, boot, archive, serial, sockets)
+        channels = qemu.Channels(Path(folder))
+        command = qemu.command(job.machine, boot, archive, serial, channels)
         with (
+            contextlib.closing(Port(channels.events, logs / "events.log")) as port,
             qemu.running(command, logs / "qemu.log", interactive=job.shell) as process,
-            contextlib.closing(Port(sockets.events, logs / "events.log", lambda: process.poll() is None)) as port,
-            contextlib.closing(Monitor(sockets.monitor)) as monitor,
         ):
-            guard = _Guard(port, Answers(job.machine.nvme, monitor), logs, report)
+            guard = _Guard(port, Answers(job.machine.nvme, channels.monitor), logs, report)
             while process.poll() is None and not guard.ran_out and not guard.fault:
                 time.sleep(POLL_SECONDS)
                 guard.take(patient=job.shell)

@@ -18,7 +18,7 @@ from ..dom0.xen import Mismatch
 from ..host.answers import Answers
 from ..host.monitor import Monitor
 from ..host.nvme import Controller
-from ..host.port import Port
+from ..host.port import PIPE_BYTES, Port
 
 
 class Ports(unittest.TestCase):
@@ -28,29 +28,33 @@ class Ports(unittest.TestCase):
         self.folder = Path(folder.name)
 
     def test_events_come_whole_and_answers_go_back(self):
-        path = self.folder / "socket"
-        listening = socket.socket(socket.AF_UNIX)
-        listening.bind(str(path))
-        listening.listen()
-        port = Port(path, self.folder / "log", lambda: True)
-        qemu, _ = listening.accept()
-        qemu.sendall(b'noise\r\n{"event": "ready"}\r\n{"event": "st')
-        self.assertEqual(port.events(), [{"event": "ready"}])
-        qemu.sendall(b'art"}\r\n')
-        self.assertEqual(port.events(), [{"event": "start"}])
-        port.answer(promises=3)
-        self.assertEqual(qemu.recv(100), b'{"promises": 3}\n')
-        qemu.sendall(b'{"event": "end"}\r\n')
-        qemu.close()
+        path = self.folder / "events"
+        port = Port(path, self.folder / "log")
+        self.addCleanup(port.close)
+        self.assertEqual(port.events(), [])
+        with open(f"{path}.out", "wb", buffering=0) as out, open(f"{path}.in", "rb", buffering=0) as answers:
+            out.write(b'noise\r\n{"event": "ready"}\r\n{"event": "st')
+            self.assertEqual(port.events(), [{"event": "ready"}])
+            out.write(b'art"}\r\n')
+            self.assertEqual(port.events(), [{"event": "start"}])
+            port.answer(promises=3)
+            self.assertEqual(answers.read(100), b'{"promises": 3}\n')
+            out.write(b'{"event": "end"}\r\n')
         self.assertEqual(port.events(), [{"event": "end"}])
         self.assertEqual(port.events(), [])
-        port.close()
-        listening.close()
         self.assertTrue((self.folder / "log").read_bytes().endswith(b'{"event": "end"}\r\n'))
 
-    def test_a_machine_that_never_begins(self):
-        with self.assertRaisesRegex(RuntimeError, "^QEMU ended before it began; see "):
-            Port(self.folder / "socket", self.folder / "log", lambda: False)
+    def test_single_bytes_fill_it_as_they_should(self):
+        path = self.folder / "events"
+        port = Port(path, self.folder / "log")
+        self.addCleanup(port.close)
+        line = b'{"event": "log"}\n'
+        out = os.open(f"{path}.out", os.O_WRONLY | os.O_NONBLOCK)
+        self.addCleanup(os.close, out)
+        count = PIPE_BYTES // 2 // len(line)
+        for byte in line * count:
+            self.assertEqual(os.write(out, bytes([byte])), 1)
+        self.assertEqual(len(port.events()), count)
 
 
 class Monitors(unittest.TestCase):
@@ -135,8 +139,7 @@ class AnswersOfTheHost(unittest.TestCase):
         self.addCleanup(folder.cleanup)
         self.nvme = Controller(Path(folder.name) / "nvme")
         self.nvme.make()
-        self.monitor = mock.Mock()
-        self.answers = Answers(self.nvme, self.monitor)
+        self.answers = Answers(self.nvme, Path("monitor"))
 
     def ask(self, what: str, **fields: object) -> dict:
         return self.answers.to({"event": "ask", "what": what, **fields})
@@ -156,14 +159,16 @@ class AnswersOfTheHost(unittest.TestCase):
         self.assertEqual(self.ask("promises", series="s", at_bytes=0), {"wrong": "it ends in its superblock: 0 of 28 bytes at 0"})
 
     def test_flushes_are_held_up(self):
-        self.assertEqual(self.ask("hold flushes"), {})
-        self.assertEqual(self.ask("let flushes go"), {})
-        held, let_go = mock.call.qemu_io("first", "break flush_to_disk held"), mock.call.qemu_io("first", "remove_break held")
-        self.assertEqual(self.monitor.mock_calls, [held, let_go])
+        with mock.patch("nested.host.answers.Monitor") as monitor:
+            self.assertEqual(self.ask("hold flushes"), {})
+            self.assertEqual(self.ask("let flushes go"), {})
+        held, let_go = mock.call("first", "break flush_to_disk held"), mock.call("first", "remove_break held")
+        self.assertEqual(monitor.return_value.qemu_io.mock_calls, [held, let_go])
+        self.assertEqual(monitor.mock_calls[0], mock.call(Path("monitor")))
 
     def test_what_nobody_knows(self):
         self.assertEqual(self.ask("tea"), {"wrong": "this machine cannot be asked for 'tea'"})
-        self.assertEqual(Answers(None, self.monitor).to({"event": "ask", "what": "files"}), {"wrong": "this machine cannot be asked for 'files'"})
+        self.assertEqual(Answers(None, Path("monitor")).to({"event": "ask", "what": "files"}), {"wrong": "this machine cannot be asked for 'files'"})
 
 
 if __name__ == "__main__":
