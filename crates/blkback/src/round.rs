@@ -258,10 +258,12 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
                 self.entries[owner].state = State::Reading(read, range);
             }
             State::Late(Late::Write(mut write, task)) => {
-                let (disk, pool, mut gather) = self.gather(owner, IndirectOp::Write, task.pieces);
-                let resumed = disk.resume_write(pool, &mut write, &mut gather);
+                let mut resumed = self.resume_write(owner, &mut write, task.pieces.clone());
+                if resumed.is_err_and(may_pass) {
+                    self.finish(owner);
+                    resumed = self.resume_write(owner, &mut write, task.pieces);
+                }
                 if let Err(error) = resumed {
-                    self.batch.forget(owner);
                     self.media.disk.abort_write(self.media.pool, write);
                     return Err(error.into());
                 }
@@ -275,6 +277,20 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
             other => self.entries[owner].state = other,
         }
         Ok(())
+    }
+
+    fn resume_write(
+        &mut self,
+        owner: usize,
+        write: &mut OpenWrite,
+        pieces: Range<usize>,
+    ) -> Result<(), StoreError> {
+        let (disk, pool, mut gather) = self.gather(owner, IndirectOp::Write, pieces);
+        let resumed = disk.resume_write(pool, write, &mut gather);
+        if resumed.is_err() {
+            self.batch.forget(owner);
+        }
+        resumed
     }
 
     /// Goes on behind a step that is over, or not quite.
@@ -307,14 +323,7 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
             return Err(Reason::ReadOnly);
         }
         let opened = match self.open(owner, direction, range, task) {
-            // What is open may be in its way, or have reserved pages in exchange for others that
-            // only go back when it is ended.
-            Err(
-                StoreError::Busy
-                | StoreError::NoMemory { .. }
-                | StoreError::NoHeap
-                | StoreError::CapReached { .. },
-            ) => {
+            Err(error) if may_pass(error) => {
                 self.finish(owner);
                 self.open(owner, direction, range, task)
             }
@@ -451,4 +460,16 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
             }
         };
     }
+}
+
+/// Whether a request that the store refused may do once those before it are ended: what is open may be
+/// in its way, or have reserved pages in exchange for others that only go back then.
+const fn may_pass(error: StoreError) -> bool {
+    matches!(
+        error,
+        StoreError::Busy
+            | StoreError::NoMemory { .. }
+            | StoreError::NoHeap
+            | StoreError::CapReached { .. }
+    )
 }

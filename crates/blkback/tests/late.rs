@@ -10,7 +10,7 @@ use blkif::{
     Abi, BackRing, FrontRing, Indirect, IndirectOp, MaxIndirectSegments, Operation, Request,
     RequestId, Sector, Segment, Segments, Status, Transfer,
 };
-use late_store::LateDisk;
+use late_store::{LateDisk, Room};
 use sim::{GrantAccess, Machine, OwnFrames, Page, Region, Rng, SimMapping, SimPlatform};
 use store::{Access, BlockSize, Failure, Naming, PageDisk, PagePool, StoreError};
 use xen_abi::{DomId, EvtchnPort, Gfn, GrantRef, PAGE_SIZE};
@@ -287,6 +287,22 @@ fn a_busy_disk_is_asked_again_in_the_order_of_the_ring() {
     assert_eq!(lab.settle(), [0, 1, 2, 3, 4]);
     assert_eq!(lab.log(), "read 24 discard 64");
     assert_eq!(lab.queue.stats.nr_discards, 1);
+}
+
+#[test]
+fn a_write_that_finds_no_room_is_resumed_when_those_before_it_are_committed() {
+    let mut lab = Lab::new(1);
+    lab.disk.writes = Naming::Later;
+    lab.disk.room = Room::ForOne;
+    let (_, gref) = lab.page();
+    lab.put(write(0, gref));
+    lab.put(write(8, gref));
+    lab.turn();
+    lab.disk.make_ready(0, None);
+    lab.disk.make_ready(1, None);
+    assert_eq!(lab.turn(), LATER);
+    assert_eq!(lab.log(), "write 0 write 8 commit 0 commit 8");
+    assert_eq!(lab.settle(), [0, 1]);
 }
 
 #[test]

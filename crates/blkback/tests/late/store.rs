@@ -24,6 +24,13 @@ struct Slot {
     failure: Option<Failure>,
 }
 
+/// Whether there is room for two open writes.
+#[derive(PartialEq, Eq)]
+pub enum Room {
+    ForAll,
+    ForOne,
+}
+
 /// Disk of pages whose every answer waits for [`make_ready`](Self::make_ready).
 pub struct LateDisk {
     pub disk: PageDisk,
@@ -32,6 +39,8 @@ pub struct LateDisk {
     pub writes: Naming,
     /// Requests that it opens at most; more are told that it is busy.
     pub max_open: usize,
+    /// Whether a write whose extents are named later has room beside another that is not committed.
+    pub room: Room,
     /// What was asked of it, in order.
     pub log: String,
 }
@@ -39,7 +48,7 @@ pub struct LateDisk {
 impl LateDisk {
     pub fn new(disk: PageDisk) -> Self {
         let (slots, log) = (Vec::new(), String::new());
-        Self { disk, slots, writes: Naming::Done, max_open: usize::MAX, log }
+        Self { disk, slots, writes: Naming::Done, max_open: usize::MAX, room: Room::ForAll, log }
     }
 
     /// Requests that are open or under way.
@@ -167,6 +176,10 @@ impl<M: FrameMemory> BlockStore<M> for LateDisk {
         let token = write.token().expect("every write has one");
         if let Some(failure) = self.slot(token).failure {
             return Err(StoreError::Device(failure));
+        }
+        let is_open = |slot: &Slot| slot.ready && matches!(slot.op, Op::Write(Some(_)));
+        if self.room == Room::ForOne && self.slots.iter().any(is_open) {
+            return Err(StoreError::NoMemory { free: 0, total: 0 });
         }
         let inner = self.disk.begin_write(pool, range, sink)?;
         self.slot(token).op = Op::Write(Some(inner));
