@@ -1,5 +1,6 @@
 """Devices of the machine that domains can be given, as xl and Linux' sysfs have them."""
 
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ _NVME_CLASS = "0x010802"
 # The command register, two bytes; memory space, bus master.
 _COMMAND_AT = 4
 _MEMORY, _BUS_MASTER = 1 << 1, 1 << 2
+
+
+# Controller Configuration, as 32-bit words from the start (NVM Express 1.4, 3.1.5). 0 disables it.
+_CC = 0x14 // 4
 
 
 @dataclass(frozen=True)
@@ -36,14 +41,16 @@ class Device:
         """Makes it dom0's again."""
         xl("pci-assignable-remove", self.address).expect(0)
 
-    def reset(self) -> None:
-        """A function level reset, whatever who has it may be doing."""
-        (self._folder / "reset").write_text("1")
+    def stop(self) -> None:
+        """Has the NVMe controller stop where it stands, whoever has it, as one does whose firmware failed."""
+        with (self._folder / "resource0").open("r+b") as registers, mmap.mmap(registers.fileno(), mmap.PAGESIZE) as page:
+            with memoryview(page).cast("I") as words:
+                words[_CC] = 0
 
     def vanish(self) -> None:
         """It answers no access any more, and does none: what is left of a device that was pulled.
 
-        The next reset or owner makes it well again.
+        Its next owner makes it well again.
         """
         with (self._folder / "config").open("r+b", buffering=0) as config:
             config.seek(_COMMAND_AT)
