@@ -1,8 +1,8 @@
 //! What we tell the backend of our ring.
 
-use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::fmt::Display;
 
 use blkif::{Abi, keys};
 use xen_abi::{EvtchnPort, GrantRef};
@@ -16,19 +16,22 @@ use xen_abi::{EvtchnPort, GrantRef};
 #[must_use]
 pub fn announcement(refs: &[GrantRef], port: EvtchnPort) -> Vec<(String, Option<String>)> {
     let mut nodes: Vec<(String, Option<String>)> = Vec::new();
-    let mut put = |key: String, value: String| nodes.push((key, Some(value)));
-    put(keys::EVENT_CHANNEL.into(), port.to_string());
-    put(keys::PROTOCOL.into(), Abi::NATIVE.protocol().into());
-    put(keys::FEATURE_PERSISTENT.into(), "1".into());
-    if let [gref] = refs {
-        put(keys::RING_REF.into(), gref.to_string());
-        nodes.push((keys::RING_PAGE_ORDER.into(), None));
+    let mut put = |key: &dyn Display, value: &dyn Display| {
+        nodes.push((key.to_string(), Some(value.to_string())));
+    };
+    put(&keys::EVENT_CHANNEL, &port);
+    put(&keys::PROTOCOL, &Abi::NATIVE.protocol());
+    put(&keys::FEATURE_PERSISTENT, &1);
+    let stale = if let [gref] = refs {
+        put(&keys::RING_REF, gref);
+        keys::RING_PAGE_ORDER
     } else {
         for (page, gref) in (0..).zip(refs) {
-            put(format!("{}", keys::RingRef(page)), gref.to_string());
+            put(&keys::RingRef(page), gref);
         }
-        put(keys::RING_PAGE_ORDER.into(), refs.len().ilog2().to_string());
-        nodes.push((keys::RING_REF.into(), None));
-    }
+        put(&keys::RING_PAGE_ORDER, &refs.len().ilog2());
+        keys::RING_REF
+    };
+    nodes.push((stale.into(), None));
     nodes
 }

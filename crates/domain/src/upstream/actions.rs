@@ -1,7 +1,7 @@
 //! What the frontends' handshakes want done, and how: the counterpart of the backends'.
 
 use alloc::format;
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use blkfront::{Action, Event};
@@ -310,18 +310,19 @@ impl<P: Platform> Domain<P> {
         &mut self,
         platform: &mut P,
         device: VirtualDevice,
-        nodes: Vec<(alloc::string::String, Option<alloc::string::String>)>,
+        nodes: Vec<(String, Option<String>)>,
     ) {
         let Some(upstream) = self.upstreams.get_mut(device) else { return };
-        let state = (STATE.to_string(), Some(XenbusState::Initialised.to_string()));
-        let changes = nodes.into_iter().chain([state]).map(|(key, value)| {
+        let mut changes = Vec::new();
+        for (key, value) in nodes {
             let node = upstream.node(&key);
-            match value {
+            changes.push(match value {
                 Some(value) => Change::Write(node, value.into_bytes()),
                 None => Change::Remove(node),
-            }
-        });
-        let changes: Vec<Change> = changes.collect();
+            });
+        }
+        let state = XenbusState::Initialised.to_string();
+        changes.push(Change::Write(upstream.node(STATE), state.into_bytes()));
         let tag = Tag::Upstream(device, Answer::Announced { life: upstream.life });
         if let Err(error) = self.xenstore.client.transact(changes, tag) {
             platform.log(format_args!("{upstream}: cannot announce a ring: {error}"));
