@@ -43,15 +43,18 @@ impl<P: Platform> Domain<P> {
             platform.log(format_args!("image {name}: {format}, {nr_sectors} sectors"));
         }
         for (name, disk) in disks {
-            if let Some((upstream, base)) = self.upstream_of(&disk) {
-                if let Err(refusal) = self.define_upstream(platform, name, upstream, base) {
-                    platform.log(format_args!("disk {name} is refused: {refusal}"));
+            let made = match &disk {
+                DiskType::Vbd(upstream) => self.define_upstream(platform, name, *upstream, None),
+                DiskType::Overlay(overlay) if let Some(upstream) = self.upstream_below(overlay) => {
+                    let base = Some(overlay.image.to_string());
+                    self.define_upstream(platform, name, upstream, base)
                 }
-                continue;
-            }
-            match self.create(platform, name, &disk) {
-                Ok(_) => platform.log(format_args!("disk {name}: made")),
-                Err(refusal) => platform.log(format_args!("disk {name} is refused: {refusal}")),
+                disk => self.create(platform, name, disk).map(|_| {
+                    platform.log(format_args!("disk {name}: made"));
+                }),
+            };
+            if let Err(refusal) = made {
+                platform.log(format_args!("disk {name} is refused: {refusal}"));
             }
         }
     }
@@ -63,10 +66,14 @@ impl<P: Platform> Domain<P> {
         disk: &DiskType<'_>,
         name: Option<String>,
     ) -> Result<Entry, Refusal> {
-        if let Some((upstream, base)) = self.upstream_of(disk) {
-            return self.make_upstream(platform, &upstream, name, base);
-        }
         let (disk, image) = match *disk {
+            DiskType::Vbd(upstream) => {
+                return self.make_upstream(platform, &upstream, name, None);
+            }
+            DiskType::Overlay(overlay) if let Some(upstream) = self.upstream_below(&overlay) => {
+                let base = Some(overlay.image.to_string());
+                return self.make_upstream(platform, &upstream, name, base);
+            }
             DiskType::Ram { size_bytes, cap_bytes, block_bytes } => {
                 let nr_sectors = sectors(size_bytes);
                 let disk =
@@ -81,7 +88,6 @@ impl<P: Platform> Domain<P> {
                 let disk = PageDisk::overlay(Rc::clone(base), cap_bytes.map(pages), &self.pool)?;
                 (Disk::Pages(disk), Some(image.to_string()))
             }
-            DiskType::Vbd(_) => return Err(Refusal::Unknown(String::new())),
         };
         Ok(Entry::new(disk, name, image))
     }

@@ -212,6 +212,7 @@ enum Going {
 
 #[test]
 fn one_that_goes_under_load_closes_its_vbds_and_serves_again_when_it_is_back() {
+    let mut failed = 0;
     for (seed, going) in
         seeds(6).zip([Going::Polite, Going::Forced, Going::Destroyed].into_iter().cycle())
     {
@@ -255,22 +256,77 @@ fn one_that_goes_under_load_closes_its_vbds_and_serves_again_when_it_is_back() {
 
         // The vbd that is still attached comes back with it.
         upstream = lab.serve(server, &spec);
-        let failures = lab.frontend(disk).answers().failed;
-        println!("{failures} requests failed");
+        failed += lab.frontend(disk).answers().failed;
         let mut model = lab.frontend(disk).model().cloned();
         model.as_mut().unwrap().forget();
-        let xs = lab.machine().xs(guest);
-        xs.write(&format!("{}/state", disk.frontend_path()), "1").unwrap();
-        let waits = Some(XenbusState::InitWait);
-        lab.run_until("InitWait", |lab| disk.backend_state(lab.machine()) == waits);
-        lab.add_frontend(disk, FrontendConfig::default(), model);
-        lab.run_until("the connection", |lab| lab.is_connected(disk));
+        reconnect(&mut lab, disk, model);
         lab.random_io(disk, 100);
         lab.detach(disk);
         lab.detach(beside);
         lab.destroy(guest);
         lab.try_detach(upstream, Detach::Polite).unwrap();
         assert_clean(&mut lab, nr_free);
+    }
+    assert!(failed > 0, "no request was in flight when its disk went");
+}
+
+/// Another frontend comes to a vbd that has closed.
+fn reconnect(lab: &mut Lab, disk: Device, model: Option<Model>) {
+    let xs = lab.machine().xs(disk.frontend);
+    xs.write(&format!("{}/state", disk.frontend_path()), "1").unwrap();
+    let waits = Some(XenbusState::InitWait);
+    lab.run_until("InitWait", |lab| disk.backend_state(lab.machine()) == waits);
+    lab.add_frontend(disk, FrontendConfig::default(), model);
+    lab.run_until("the connection", |lab| lab.is_connected(disk));
+}
+
+#[test]
+fn it_goes_and_comes_back_again_and_again_while_xenstored_now_and_then_stands_still() {
+    for seed in seeds(4) {
+        println!("SIM_SEED={seed}");
+        let words = "disk=left,vbd,dev=xvdb,size=1M disk=fork,vbd,dev=xvdb,offset=1M,cow";
+        let mut lab = Lab::new(seed).cmdline(words).start();
+        let server = lab.create_server("disk=kept,ram,size=2M");
+        let spec = DiskSpec::new("xvdb", "kept");
+        let mut upstream = lab.serve(server, &spec);
+        let guest = lab.create_guest();
+        let left = lab.attach(guest, "xvda", "left");
+        let fork = lab.attach(guest, "xvdb", "fork");
+        lab.connect(left);
+        let zeroes = Model::overlay(vec![0; 1 << 20]);
+        lab.add_frontend(fork, FrontendConfig::default(), Some(zeroes));
+        lab.run_until("the connection", |lab| lab.is_connected(fork));
+        for _ in 0..4 {
+            for disk in [left, fork] {
+                lab.random_io(disk, 30);
+                lab.frontend(disk).expect(Expect::Failures);
+                lab.frontend(disk).want(100_000);
+            }
+            let time = lab.rng().between(1, 1000);
+            lab.run_for(Duration::from_micros(time));
+            if lab.rng().one_in(2) {
+                lab.machine().silence_xenstored();
+                lab.run_for(Duration::from_millis(20));
+                lab.machine().wake_silent_xenstored();
+            }
+            let how = [Detach::Polite, Detach::Forced][lab.rng().index(2)];
+            lab.try_detach(upstream, how).unwrap();
+            lab.run_until("the end", |lab| lab.is_closed(left) && lab.is_closed(fork));
+            // What the backend still had mapped is asked for again.
+            lab.run_for(Duration::from_millis(1100));
+            assert_eq!(lab.machine().grants().nr_grants(lab.domid()), 0, "{}", lab.report());
+            upstream = lab.serve(server, &spec);
+            let mut model = lab.frontend(left).model().cloned();
+            model.as_mut().unwrap().forget();
+            reconnect(&mut lab, left, model);
+            // What failed of the overlay's is not there, and what did not fail is.
+            let model = lab.frontend(fork).model().cloned();
+            reconnect(&mut lab, fork, model);
+        }
+        lab.destroy(guest);
+        lab.try_detach(upstream, Detach::Polite).unwrap();
+        lab.assert_clean();
+        assert_eq!(lab.machine().grants().nr_grants(lab.domid()), 0);
     }
 }
 

@@ -3,7 +3,7 @@
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use catalog::{Cow, DiskType, Name, Upstream, VirtualDevice};
+use catalog::{Cow, Name, Upstream, VirtualDevice};
 use store::{Access, DeviceDisk, Disk, Overlay, Slice};
 
 use crate::create::{pages, sectors};
@@ -112,16 +112,9 @@ impl<P: Platform> Domain<P> {
         }
     }
 
-    /// What of an upstream disk a disk is, and the name of the disk that it is over: one of type
-    /// `vbd`, or an overlay over a disk of that type that has a name.
-    pub(crate) fn upstream_of(&self, disk: &DiskType<'_>) -> Option<(Upstream, Option<String>)> {
-        let (base, cap_bytes) = match disk {
-            DiskType::Vbd(upstream) => return Some((*upstream, None)),
-            DiskType::Overlay(catalog::Overlay { image, cap_bytes }) => {
-                (image.as_str(), *cap_bytes)
-            }
-            _ => return None,
-        };
+    /// What an overlay is of an upstream disk, if it is over a disk of type `vbd`.
+    pub(crate) fn upstream_below(&self, overlay: &catalog::Overlay<'_>) -> Option<Upstream> {
+        let base = overlay.image.as_str();
         let defined = self.find_defined(base).map(|at| self.defined[at].disk);
         let made = || {
             let extent = self.disks.get(self.disks.find(base)?)?.extent?;
@@ -135,8 +128,7 @@ impl<P: Platform> Domain<P> {
             Some(Upstream { device: extent.device, slice, cow })
         };
         let upstream = defined.or_else(made).filter(|upstream| upstream.cow.is_none())?;
-        let cow = Some(Cow { cap_bytes });
-        Some((Upstream { cow, ..upstream }, Some(base.to_string())))
+        Some(Upstream { cow: Some(Cow { cap_bytes: overlay.cap_bytes }), ..upstream })
     }
 }
 
