@@ -131,7 +131,7 @@ fn check_capacity(size_bytes: u64, block_bytes: u32) {
 fn check_target(text: &str) {
     let parsed = Target::parse(text);
     // Blanks around a word do not count.
-    let spaced: Vec<&str> = text.split(',').map(str::trim).collect();
+    let spaced: Vec<&str> = text.split(',').map(str::trim_ascii).collect();
     let spaced = format!(" {} ", spaced.join(" ,\t"));
     match parsed {
         Ok(target) => {
