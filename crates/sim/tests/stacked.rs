@@ -8,9 +8,10 @@
 
 use std::time::Duration;
 
-use sim::toolstack::{Detach, Device, DiskSpec, Operation, ToolstackError};
-use sim::{Expect, FrontendConfig, Lab, Model, seeds};
-use xen_abi::{DomId, GntStatus, XenbusState};
+use blkfront::Disk;
+use sim::toolstack::{Detach, Device, DiskSpec, DomainKind, Operation, ToolstackError};
+use sim::{Expect, FrontendConfig, GrantAccess, Lab, Model, Page, seeds};
+use xen_abi::{DomId, EvtchnPort, GntStatus, GrantRef, XenbusState};
 
 /// A driver domain with an upstream disk, and the pages that its pool had before.
 fn stacked(seed: u64, command_line: &str, disk: &DiskSpec) -> (Lab, DomId, Device, u64) {
@@ -373,6 +374,26 @@ fn an_end_closes_what_others_serve() {
 }
 
 #[test]
+fn what_is_let_go_is_flushed_first() {
+    let spec = DiskSpec::new("xvdb", "ram,size=1M");
+    let (mut lab, server, upstream, _) = stacked(1, "disk=far,vbd,dev=xvdb", &spec);
+    let flushes = |lab: &Lab, nr| {
+        let counted = format!("0 writes (0 sectors), {nr} flushes");
+        let closed = |line: &&String| line.starts_with("2: vbd 1/51728: closed after");
+        lab.machine().console().iter().filter(closed).any(|line| line.contains(&counted))
+    };
+    lab.run_for(Duration::from_secs(1));
+    lab.try_detach(upstream, Detach::Polite).unwrap();
+    assert!(flushes(&lab, 1), "{}", lab.report());
+    lab.serve(server, &spec);
+    lab.run_for(Duration::from_secs(1));
+    lab.shutdown();
+    lab.run_until("the end", |lab| lab.ended().is_some());
+    lab.run_for(Duration::from_secs(1));
+    assert_eq!(lines_with(&lab, ", 1 flushes"), 2, "{}", lab.report());
+}
+
+#[test]
 fn a_backend_that_stands_still_holds_nobody_up() {
     for seed in seeds(4) {
         let spec = DiskSpec::new("xvdb", "ram,size=2M");
@@ -572,4 +593,117 @@ fn another_disk_in_its_place_is_refused_while_disks_are_made_of_it() {
     let line = "upstream xvdb: cannot connect: it is not the disk that it was";
     assert_eq!(lines_with(&lab, line), 3);
     lab.assert_clean();
+}
+
+/// A domain that has been given a backend's directory and does anything with it.
+struct Hostile {
+    device: Device,
+    mapped: Vec<Page>,
+    ports: Vec<EvtchnPort>,
+}
+
+impl Hostile {
+    fn step(&mut self, lab: &mut Lab) {
+        let machine = lab.machine().clone();
+        let (us, victim) = (self.device.backend, self.device.frontend);
+        let xs = machine.xs(us);
+        let (ours, theirs) = (self.device.backend_path(), self.device.frontend_path());
+        let rng = lab.rng();
+        let mut some = |texts: &[&str]| String::from(texts[rng.index(texts.len())]);
+        match some(&["state", "state", "key", "map", "event", "scribble", "remove"]).as_str() {
+            "state" => {
+                let state = some(&["1", "2", "2", "4", "4", "5", "6", "0", "9", "x", ""]);
+                let _ = xs.write(&format!("{ours}/state"), state);
+            }
+            "key" => {
+                let key = some(&Disk::KEYS);
+                let value = some(&["0", "1", "8", "512", "4096", "w", "r", "-1", "99999999999999"]);
+                let _ = xs.write(&format!("{ours}/{key}"), value);
+            }
+            "remove" => {
+                let key = some(&["sectors", "state", "info", "sector-size"]);
+                let _ = xs.rm(&format!("{ours}/{key}"));
+            }
+            "map" => {
+                let key = some(&["ring-ref", "ring-ref0", "ring-ref1", "ring-ref7"]);
+                let Some(gref) = xs.number(&format!("{theirs}/{key}")) else { return };
+                let gref = GrantRef(
+                    u32::try_from(gref).unwrap() + u32::try_from(lab.rng().below(4)).unwrap(),
+                );
+                let mapped = machine.grants().map(us, victim, gref, GrantAccess::ReadWrite);
+                self.mapped.extend(mapped.map(|(_, page)| page));
+                let Some(port) = xs.number(&format!("{theirs}/event-channel")) else { return };
+                let port = EvtchnPort(u32::try_from(port).unwrap());
+                self.ports.extend(machine.events().bind_interdomain(us, victim, port));
+            }
+            "event" => {
+                if let Some(&port) = self.ports.last() {
+                    let _ = machine.events().send(us, port);
+                }
+            }
+            _ => {
+                let Some(page) = self.mapped.last() else { return };
+                let mut bytes = [0; 64];
+                lab.rng().fill(&mut bytes);
+                page.write(lab.rng().index(60) * 4, &bytes[..4]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_backend_may_do_what_it_likes() {
+    let mut connected = 0;
+    for seed in seeds(12) {
+        println!("SIM_SEED={seed}");
+        let mut lab = Lab::new(seed).cmdline("disk=far,vbd,dev=xvdb,size=512").start();
+        let nr_free = free_pages(&lab);
+        let machine = lab.machine().clone();
+        let guest = lab.create_guest();
+        let beside = lab.attach(guest, "xvdc", "ram,size=1M");
+        lab.connect(beside);
+        for _ in 0..3 {
+            let server = sim::toolstack::create_domain(&machine, DomainKind::DriverDomain);
+            let device = Device::new(server, lab.domid(), 51728);
+            device.add(&machine, &DiskSpec::new("xvdb", "mine")).unwrap();
+            let xs = machine.xs(server);
+            for (key, value) in [("sectors", "8"), ("sector-size", "512"), ("info", "0")] {
+                xs.write(&format!("{}/{key}", device.backend_path()), value).unwrap();
+            }
+            let mut hostile = Hostile { device, mapped: Vec::new(), ports: Vec::new() };
+            let id = lab.begin(Operation::attach(
+                &machine,
+                lab.device(guest, "xvda"),
+                &DiskSpec::new("xvda", "far"),
+            ));
+            lab.frontend(beside).want(200);
+            // Now and then it goes as far as to connect.
+            if lab.rng().one_in(2) {
+                for (state, then) in [("2", "3"), ("4", "4")] {
+                    xs.write(&format!("{}/state", device.backend_path()), state).unwrap();
+                    let theirs = format!("{}/state", device.frontend_path());
+                    lab.run_until(then, |_| xs.get(&theirs).as_deref() == Some(then));
+                }
+            }
+            for _ in 0..150 {
+                hostile.step(&mut lab);
+                let time = lab.rng().below(2000);
+                lab.run_for(Duration::from_micros(time));
+            }
+            lab.run_until("the neighbour's answers", |lab| lab.is_drained(beside));
+            machine.destroy_domain(server);
+            let id_gone = lab.begin(Operation::detach(&machine, device, Detach::Forced));
+            lab.run_until("the attach", |lab| lab.result(id).is_some());
+            lab.run_until("the detach", |lab| lab.result(id_gone).is_some());
+            sim::toolstack::destroy_domain(&machine, server);
+            let _ = lab.try_detach(lab.device(guest, "xvda"), Detach::Forced);
+        }
+        connected += lines_with(&lab, "upstream xvdb: connected");
+        assert_eq!(lab.frontend(beside).answers().failed, 0);
+        lab.destroy(guest);
+        lab.run_for(Duration::from_secs(10));
+        assert_eq!(machine.grants().nr_grants(lab.domid()), 0, "{}", lab.report());
+        assert_clean(&mut lab, nr_free);
+    }
+    assert!(connected > 0, "it never came to a connection");
 }
