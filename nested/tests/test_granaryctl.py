@@ -95,7 +95,9 @@ class GranaryctlTest(unittest.TestCase):
         return code, out.getvalue(), err.getvalue().removeprefix("granaryctl: ").rstrip("\n")
 
     def start(self, *words: str) -> subprocess.Popen:
-        process = subprocess.Popen([sys.executable, SCRIPTS / "granaryctl", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # A shell's background job ignores SIGINT, and its children inherit that.
+        heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        process = subprocess.Popen([sys.executable, SCRIPTS / "granaryctl", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
         self.addCleanup(process.kill)
         return process
 
