@@ -11,13 +11,16 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use nvme::{Controller, Dma, DmaAddr, Interrupt, NamespaceId, Reg32, Reg64, Registers, State};
-use sim::{Page, Region, Rng};
+use sim::{OwnFrames, Page, Region, Rng};
 use store::{Completion, Failure, Request, Tag};
 use xen_abi::{Gfn, Instant, PAGE_SIZE};
 
 /// Where the device finds frame 0: no device address is a frame's own.
 const DMA_BASE: u64 = 0x1_0000_0000;
 const FIRST: u64 = 100;
+
+/// Frames that the device is not given.
+pub const OTHERS: (Gfn, u64) = (Gfn(8000), 16);
 
 pub const NS1: NamespaceId = NamespaceId(1);
 
@@ -124,6 +127,8 @@ pub struct Queue {
 
 pub struct Device {
     pub rng: Rng,
+    /// What `pages` are, frames between them, and [`OTHERS`].
+    pub frames: OwnFrames,
     pages: BTreeMap<u64, Page>,
     pub cap: u64,
     pub vs: u32,
@@ -601,15 +606,14 @@ pub const CAP: u64 = 63 | 1 << 16 | 2 << 24 | 1 << 37;
 /// A device with one namespace of 1024 blocks of 512 bytes, a volatile cache and all commands.
 pub fn device(seed: u64, nr_pages: u64) -> Bus {
     let nr_frames = nr_pages + Controller::<Bus, Region>::NR_FRAMES as u64;
-    let stale = |frame| {
-        let page = Page::new();
-        page.write(0, &[0xa5; PAGE_SIZE]);
-        (frame, page)
-    };
+    let frames = OwnFrames::new(&[(Gfn(FIRST), 3 * nr_frames), OTHERS]);
+    // Frames that do not lie one behind the other.
+    let given = (0..nr_frames).map(|n| FIRST + 3 * n);
+    let pages = given.map(|frame| (frame, frames.page(Gfn(frame)).clone())).collect();
     Bus(Rc::new(RefCell::new(Device {
         rng: Rng::new(seed),
-        // Frames that do not lie one behind the other.
-        pages: (0..nr_frames).map(|n| stale(FIRST + 3 * n)).collect(),
+        frames,
+        pages,
         cap: CAP,
         vs: 0x0001_0400,
         bar_len: 0x2000,

@@ -1,0 +1,145 @@
+//! Disks on the namespaces of a controller.
+
+#![allow(clippy::cast_possible_truncation, clippy::unwrap_used, reason = "a test may")]
+
+mod simulated;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use nvme::{Controller, NamespaceDevice, NamespaceId};
+use sim::{OwnFrames, Region};
+use simulated::{Bus, Lab, OTHERS, SimNamespace, device};
+use store::{
+    Access, BlockStore, DeviceDisk, Extent, Failure, FrameMemory, PagePool, Progress, SectorRange,
+    Shared, Slice, StoreError,
+};
+use xen_abi::Instant;
+
+type OnNamespace = Rc<RefCell<Shared<NamespaceDevice<Bus, Region>>>>;
+
+struct Disks {
+    bus: Bus,
+    controller: Rc<RefCell<Controller<Bus, Region>>>,
+    /// Of both namespaces.
+    on: [OnNamespace; 2],
+    pool: PagePool<OwnFrames>,
+}
+
+impl Disks {
+    /// Namespaces 1 and 2, of 1024 sectors each, the second of 4096-byte blocks.
+    fn new() -> Self {
+        let bus = device(1, 24);
+        bus.device().namespaces.push(SimNamespace::new(2, 12, 128));
+        let Lab { controller, .. } = Lab::new(bus.clone());
+        let controller = Rc::new(RefCell::new(controller));
+        let on = [1, 2].map(|nsid| {
+            let mut shared = Shared::new();
+            let device = NamespaceDevice::new(controller.clone(), NamespaceId(nsid));
+            shared.connect(device.unwrap());
+            assert!(shared.pump());
+            Rc::new(RefCell::new(shared))
+        });
+        // Frames of the pool are not used by these disks.
+        let frames = bus.device().frames.clone();
+        let pool = PagePool::new(frames, &[OTHERS]).unwrap();
+        Self { bus, controller, on, pool }
+    }
+
+    /// As the domain does it: all namespaces, then what they submitted.
+    fn pump(&self) -> [bool; 2] {
+        let news = self.on.each_ref().map(|on| on.borrow_mut().pump());
+        let _ = self.controller.borrow_mut().step(Instant::from_ns(1));
+        news
+    }
+
+    /// What was submitted is sent, done and taken.
+    fn go(&self) -> [bool; 2] {
+        self.pump();
+        self.bus.device().run(usize::MAX);
+        self.pump()
+    }
+
+    fn write(&mut self, disk: &mut DeviceDisk, first: u64, nr: u64, byte: u8) -> Progress {
+        let range = SectorRange::on(&BlockStore::<OwnFrames>::geometry(disk), first, nr).unwrap();
+        let mut extents = Vec::new();
+        let mut sink = |extent| extents.push(extent);
+        let write = disk.begin_write(&mut self.pool, range, &mut sink).unwrap();
+        for extent in extents {
+            let Extent::Frames { at, len_bytes } = extent else { panic!("{extent:?}") };
+            self.pool.memory_mut().write(at, &vec![byte; len_bytes]);
+        }
+        disk.commit_write(&mut self.pool, write).unwrap()
+    }
+
+    fn read(&mut self, disk: &mut DeviceDisk, first: u64, nr: u64) -> Result<Vec<u8>, StoreError> {
+        let range = SectorRange::on(&BlockStore::<OwnFrames>::geometry(disk), first, nr).unwrap();
+        let mut read = disk.begin_read(&mut self.pool, range, &mut |_| panic!("at once"))?;
+        self.go();
+        let mut extents = Vec::new();
+        let mut sink = |extent| extents.push(extent);
+        let resumed = disk.resume_read(&mut self.pool, &mut read, range, &mut sink);
+        let mut bytes = Vec::new();
+        for extent in extents {
+            let Extent::Frames { at, len_bytes } = extent else { panic!("{extent:?}") };
+            let start = bytes.len();
+            bytes.resize(start + len_bytes, 0);
+            self.pool.memory_mut().read(at, &mut bytes[start..]);
+        }
+        disk.end_read(&mut self.pool, read);
+        resumed.map(|()| bytes)
+    }
+
+    fn later(&mut self, disk: &mut DeviceDisk, progress: Progress) -> Result<Progress, StoreError> {
+        let Progress::Later(token) = progress else { panic!("{progress:?}") };
+        self.go();
+        assert!(BlockStore::<OwnFrames>::is_ready(disk, &token));
+        disk.conclude(&mut self.pool, token)
+    }
+}
+
+#[test]
+fn disks_on_both_namespaces_and_slices_of_one() {
+    let mut disks = Disks::new();
+    let all = Slice::default();
+    let half = Slice { offset: 512, nr_sectors: Some(512) };
+    let mut first = DeviceDisk::new(&disks.on[0], all, Access::ReadWrite).unwrap();
+    let mut slice = DeviceDisk::new(&disks.on[0], half, Access::ReadOnly).unwrap();
+    let mut second = DeviceDisk::new(&disks.on[1], all, Access::ReadWrite).unwrap();
+    let a = disks.write(&mut first, 510, 20, 0xaa);
+    let b = disks.write(&mut second, 512, 16, 0xbb);
+    assert_eq!(disks.later(&mut first, a), Ok(Progress::Done));
+    // The other's answer came with the same interrupt, and its disks are told by their own pump.
+    let Progress::Later(b) = b else { panic!("{b:?}") };
+    assert!(BlockStore::<OwnFrames>::is_ready(&second, &b));
+    assert_eq!(second.conclude(&mut disks.pool, b), Ok(Progress::Done));
+    let bytes = disks.read(&mut slice, 0, 20).unwrap();
+    assert!(bytes[..18 * 512].iter().all(|&byte| byte == 0xaa));
+    assert!(bytes[18 * 512..].iter().all(|&byte| byte == 0));
+    assert_eq!(disks.read(&mut second, 512, 16).unwrap(), [0xbb; 16 * 512]);
+    // Durable is what was flushed.
+    let flush = second.flush(&mut disks.pool).unwrap();
+    assert_eq!(disks.later(&mut second, flush), Ok(Progress::Done));
+    disks.bus.device().lose_power();
+    assert_eq!(disks.read(&mut second, 512, 16).unwrap(), [0xbb; 16 * 512]);
+    assert_eq!(disks.read(&mut first, 510, 20).unwrap(), [0; 20 * 512]);
+}
+
+#[test]
+fn a_controller_that_goes_is_gone_for_all() {
+    let mut disks = Disks::new();
+    let all = Slice::default();
+    let mut first = DeviceDisk::new(&disks.on[0], all, Access::ReadWrite).unwrap();
+    let mut second = DeviceDisk::new(&disks.on[1], all, Access::ReadWrite).unwrap();
+    let a = disks.write(&mut first, 0, 8, 1);
+    disks.pump();
+    disks.controller.borrow_mut().abandon();
+    let gone = StoreError::Device(Failure::Gone);
+    assert_eq!(disks.later(&mut first, a), Err(gone));
+    assert_eq!(disks.read(&mut second, 0, 8), Err(gone));
+    for on in &disks.on {
+        assert_eq!(on.borrow().nr_open(), 0);
+        assert!(on.borrow_mut().disconnect().is_some());
+    }
+    assert_eq!(disks.controller.borrow().nr_in_flight(), 0);
+}
