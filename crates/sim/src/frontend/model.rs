@@ -70,7 +70,8 @@ impl Model {
     pub fn discard(&mut self, sector: u64, nr_sectors: u64) {
         let first = usize::try_from(sector).expect("within the disk");
         let nr = usize::try_from(nr_sectors).expect("within the disk");
-        self.known[first..first + nr].fill(Known::Discarded);
+        let known = self.known[first..first + nr].iter_mut();
+        known.filter(|known| **known != Known::Nothing).for_each(|known| *known = Known::Discarded);
     }
 
     /// What a disk holds is not known any more: writes have failed.
@@ -128,6 +129,7 @@ mod tests {
         model.forget();
         assert_eq!(model.check(0, &[5; SECTOR]), Ok(()));
         model.write(1, &[8; SECTOR]);
+        model.discard(0, 1);
         assert_eq!(model.check(0, &[5; 2 * SECTOR]), Err(1));
         model.resize(5);
         assert_eq!((model.nr_sectors(), model.check(4, &[0; SECTOR])), (5, Ok(())));
