@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 use core::fmt;
+use core::marker::PhantomData;
 
 use blkback::{Grants, MapError};
 use blkfront::StillInUse;
@@ -15,13 +16,14 @@ use crate::frames::Frames;
 use crate::grants::GrantTable;
 use crate::heap;
 use crate::hypercall::Hypercalls;
+use crate::machine::Machine;
 use crate::own_grants::OwnGrants;
 use crate::region::Region;
 use crate::scattered::Scattered;
 use crate::time::Clock;
 
 /// Everything that a hypercall stands behind.
-pub(crate) struct Xen {
+pub(crate) struct Xen<M> {
     pub(crate) hypercalls: Hypercalls,
     pub(crate) clock: Clock,
     pub(crate) events: Events,
@@ -33,9 +35,11 @@ pub(crate) struct Xen {
     pub(crate) frames: Frames,
     /// The console's port; its events are answered here.
     pub(crate) console_port: EvtchnPort,
+    /// What kind of domain it is.
+    pub(crate) machine: PhantomData<M>,
 }
 
-impl Xen {
+impl<M: Machine> Xen<M> {
     /// Our frames, one behind the other, as memory that a peer or a device can write.
     ///
     /// # Panics
@@ -62,7 +66,7 @@ impl Xen {
     }
 }
 
-impl Grants for Xen {
+impl<M: Machine> Grants for Xen<M> {
     type Mapping = Region;
 
     fn map(&mut self, peer: DomId, grefs: &[GrantRef]) -> Result<Region, MapError> {
@@ -105,7 +109,7 @@ impl Grants for Xen {
     }
 }
 
-impl blkfront::GrantTable for Xen {
+impl<M: Machine> blkfront::GrantTable for Xen<M> {
     type Memory = Scattered;
 
     fn memory(&mut self, frames: &[Gfn]) -> Scattered {
@@ -127,10 +131,11 @@ impl blkfront::GrantTable for Xen {
     }
 }
 
-impl Platform for Xen {
+impl<M: Machine> Platform for Xen<M> {
     type Memory = Frames;
     type XenstorePage = Region;
     type GrantTable = Self;
+    type Namespace = M::Namespace;
 
     fn grant_table(&mut self) -> &mut Self {
         self

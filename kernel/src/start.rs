@@ -1,5 +1,6 @@
 //! From the entry to the main loop.
 
+use core::marker::PhantomData;
 use core::ptr;
 use core::time::Duration;
 
@@ -58,8 +59,8 @@ pub(crate) fn main<M: Machine>(boot: Boot) -> ! {
         memory::divide(start_info, boot.memory.end(), [special.xenstore, special.console])
     };
     let mut memory = memory.unwrap_or_else(|error| end::refuse(format_args!("{error}")));
-    match bring_up(hypercalls, &memory, &special) {
-        Ok(xen) => run::<M>(hypervisor, xen, &mut memory, start_info, &special, entry_ticks),
+    match bring_up::<M>(hypercalls, &memory, &special) {
+        Ok(xen) => run(hypervisor, xen, &mut memory, start_info, &special, entry_ticks),
         Err(error) => end::refuse(format_args!("cannot set up event channels: {error}")),
     }
 }
@@ -88,11 +89,11 @@ impl SpecialPages {
 }
 
 /// Maps the shared page, masks all ports, brings the console up.
-fn bring_up(
+fn bring_up<M: Machine>(
     hypercalls: Hypercalls,
     memory: &Memory,
     special: &SpecialPages,
-) -> Result<Xen, HypercallError> {
+) -> Result<Xen<M>, HypercallError> {
     // The window's first frame is for shared_info, then come those of our own grant table; the rest
     // is for grants.
     let (window, nr_frames) = memory.window;
@@ -121,12 +122,21 @@ fn bring_up(
     let clock = Clock::new(shared);
     let frames = memory.frames();
     let console_port = special.console_port;
-    Ok(Xen { hypercalls, clock, events, grants, own_grants, frames, console_port })
+    Ok(Xen {
+        hypercalls,
+        clock,
+        events,
+        grants,
+        own_grants,
+        frames,
+        console_port,
+        machine: PhantomData,
+    })
 }
 
 fn run<M: Machine>(
     hypervisor: Hypervisor,
-    mut xen: Xen,
+    mut xen: Xen<M>,
     memory: &mut Memory,
     start_info: &'static StartInfo,
     special: &SpecialPages,
@@ -151,6 +161,7 @@ fn run<M: Machine>(
         modules: &memory.modules,
         xenstore: xenstore.page,
         xenstore_port: xenstore.port,
+        namespaces: machine.namespaces(),
         command_line: &words,
     };
     let mut domain = match Domain::new(resources, &mut xen) {

@@ -1,5 +1,6 @@
 //! Types of disks, the part that `disk=`, `target=` and `create` have in common.
 
+use crate::ground::{Ground, Namespace};
 use crate::name::Name;
 use crate::options::Options;
 use crate::virtual_device::VirtualDevice;
@@ -27,15 +28,16 @@ pub enum DiskType<'a> {
     /// `IMAGE,cow[,cap=SIZE]`: the image, with what is written kept apart.
     Overlay(Overlay<'a>),
     /// `vbd/DEV[,offset=SIZE][,size=SIZE][,cow[,cap=SIZE]]`, or `vbd,dev=DEV…`: a disk that another
-    /// domain serves to ours.
+    /// domain serves to ours. `nvme0n1[,offset=SIZE][,size=SIZE][,cow[,cap=SIZE]]`: a namespace of a
+    /// controller that is passed through.
     Vbd(Upstream),
 }
 
 /// A disk that another domain serves to ours, or a part of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Upstream {
-    /// `dev=`: which of our own vbds.
-    pub device: VirtualDevice,
+    /// What it is on: `dev=`, which of our own vbds; or a namespace.
+    pub device: Ground,
     /// Which part of its disk.
     pub slice: Slice,
     /// `cow`: what is written is kept apart, and the disk is only read.
@@ -74,6 +76,7 @@ pub(crate) struct Grammar {
     pub(crate) null: &'static [&'static str],
     pub(crate) overlay: &'static [&'static str],
     pub(crate) vbd: &'static [&'static str],
+    pub(crate) namespace: &'static [&'static str],
 }
 
 impl Grammar {
@@ -89,6 +92,7 @@ pub(crate) const DISK: Grammar = Grammar {
     null: &["size=", "block="],
     overlay: &["cow", "cap="],
     vbd: &["dev=", "offset=", "size=", "cow", "cap="],
+    namespace: &["offset=", "size=", "cow", "cap="],
 };
 
 impl<'a> DiskType<'a> {
@@ -104,6 +108,10 @@ impl<'a> DiskType<'a> {
         options: impl Iterator<Item = &'a str>,
         grammar: &Grammar,
     ) -> Result<(Self, Options<'a>), Error<'a>> {
+        if let Some(namespace) = Namespace::parse(first) {
+            let options = Options::read(options, grammar.namespace)?;
+            return Ok((Self::Vbd(part(first, Ground::Namespace(namespace), &options)?), options));
+        }
         Ok(match first {
             _ if is_vbd(first) => {
                 let options = Options::read(options, grammar.vbd)?;
@@ -131,8 +139,13 @@ impl<'a> DiskType<'a> {
 }
 
 /// Whether a first word begins a disk of type `vbd`.
-pub(crate) fn is_vbd(first: &str) -> bool {
+fn is_vbd(first: &str) -> bool {
     first == "vbd" || first.starts_with("vbd/")
+}
+
+/// Whether a first word is a type of disk.
+pub(crate) fn is_type(first: &str) -> bool {
+    matches!(first, "ram" | "null") || is_vbd(first) || Namespace::parse(first).is_some()
 }
 
 /// An upstream disk. Which vbd it is stands behind the type's slash or in `dev=`.
@@ -142,6 +155,11 @@ fn upstream<'a>(first: &'a str, options: &Options<'a>) -> Result<Upstream, Error
         (Some(_), Some(_)) => return Err(Problem::Twice.of(first)),
         (Some(name), None) => VirtualDevice::parse(name).map_err(|problem| problem.of(first))?,
     };
+    part(first, Ground::Vbd(device), options)
+}
+
+/// All or a part of a disk that is kept elsewhere.
+fn part<'a>(first: &'a str, device: Ground, options: &Options<'a>) -> Result<Upstream, Error<'a>> {
     let slice = Slice {
         offset_bytes: options.offset_bytes.unwrap_or(0),
         size_bytes: options.size_bytes.map(|(bytes, _)| bytes),
@@ -174,7 +192,7 @@ pub(crate) fn first_word(text: &str) -> (&str, impl Iterator<Item = &str> + Clon
 #[cfg(test)]
 mod tests {
     use super::{Cow, DiskType, Overlay, Slice, Upstream};
-    use crate::{Error, Expected, Name, Problem, SizeError, VirtualDevice};
+    use crate::{Error, Expected, Ground, Name, Namespace, Problem, SizeError, VirtualDevice};
 
     const BLOCKS: Problem = Problem::Value(Expected(&["block=512", "block=4096"]));
 
@@ -209,6 +227,23 @@ mod tests {
     }
 
     #[test]
+    fn a_namespace_is_a_disk_or_parts_of_one() {
+        let device = Ground::Namespace(Namespace { controller: 0, nsid: 1 });
+        let whole = Slice { offset_bytes: 0, size_bytes: None };
+        let upstream = Upstream { device, slice: whole, cow: None };
+        assert_eq!(DiskType::parse("nvme0n1"), Ok(DiskType::Vbd(upstream)));
+        let slice = Slice { offset_bytes: 1 << 20, size_bytes: Some(4096) };
+        let part = DiskType::Vbd(Upstream { slice, ..upstream });
+        assert_eq!(DiskType::parse("nvme0n1,size=4K,offset=1M"), Ok(part));
+        let cow = Some(Cow { cap_bytes: Some(1 << 20) });
+        let overlay = DiskType::Vbd(Upstream { cow, ..upstream });
+        assert_eq!(DiskType::parse("nvme0n1,cow,cap=1M"), Ok(overlay));
+        assert_eq!(refused("nvme0n1,cap=1M"), ("nvme0n1", Problem::Missing("cow")));
+        let unknown = Problem::UnknownOption(Expected(&["offset=", "size=", "cow", "cap="]));
+        assert_eq!(refused("nvme0n1,dev=xvdb"), ("dev=xvdb", unknown));
+    }
+
+    #[test]
     fn an_overlay_has_an_image() {
         let image = Name::parse("gold.img").unwrap();
         let overlay = |cap_bytes| Ok(DiskType::Overlay(Overlay { image, cap_bytes }));
@@ -227,7 +262,7 @@ mod tests {
 
     #[test]
     fn an_upstream_disk_is_a_vbd_of_our_own() {
-        let device = VirtualDevice::parse("xvdb").unwrap();
+        let device = Ground::Vbd(VirtualDevice::parse("xvdb").unwrap());
         let whole = Slice { offset_bytes: 0, size_bytes: None };
         let upstream = Upstream { device, slice: whole, cow: None };
         assert_eq!(DiskType::parse("vbd,dev=xvdb"), Ok(DiskType::Vbd(upstream)));

@@ -10,6 +10,7 @@
 mod control;
 mod definition;
 mod disk_type;
+mod ground;
 mod name;
 mod options;
 mod settings;
@@ -21,6 +22,7 @@ mod word;
 pub use control::{Ask, Command, ControlRequest, Id};
 pub use definition::{Defined, Definition, ImageFormat, definitions};
 pub use disk_type::{Cow, DiskType, Overlay, Slice, Upstream};
+pub use ground::{Ground, Namespace};
 pub use name::Name;
 pub use settings::{CopyRoutine, Settings};
 pub use size::SizeError;

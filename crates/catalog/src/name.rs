@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use crate::ground::Namespace;
 use crate::word::Problem;
 
 /// The first words that mean a type of disk, the two upstream ones included: a disk by such a name
@@ -27,7 +28,7 @@ impl<'a> Name<'a> {
         let begins = text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
         if !begins || text.len() > Self::MAX_LEN || !text.bytes().all(allowed) {
             Err(Problem::Name)
-        } else if TYPES.contains(&text) {
+        } else if TYPES.contains(&text) || Namespace::parse(text).is_some() {
             Err(Problem::Reserved)
         } else {
             Ok(Self(text))
@@ -64,7 +65,7 @@ mod tests {
         for text in ["", ".a", "-a", "_a", "a b", "a/b", "a,b", "a=b", "ä", &"x".repeat(41)] {
             assert_eq!(Name::parse(text), Err(Problem::Name), "{text:?}");
         }
-        for text in ["ram", "null", "vbd", "nvme"] {
+        for text in ["ram", "null", "vbd", "nvme", "nvme0n1"] {
             assert_eq!(Name::parse(text), Err(Problem::Reserved), "{text}");
         }
     }

@@ -1,6 +1,6 @@
 //! A disk's `target=`.
 
-use crate::disk_type::{DiskType, Grammar, Overlay, first_word, is_vbd};
+use crate::disk_type::{DiskType, Grammar, Overlay, first_word, is_type};
 use crate::name::Name;
 use crate::options::Options;
 use crate::word::{Error, key_value};
@@ -70,6 +70,7 @@ const PRIVATE: Grammar = Grammar {
     null: &["size=", "block=", "ro", "grants="],
     overlay: &["cow", "cap=", "ro", "grants="],
     vbd: &["dev=", "offset=", "size=", "cow", "cap=", "ro", "grants="],
+    namespace: &["offset=", "size=", "cow", "cap=", "ro", "grants="],
 };
 const NAMED: &[&str] = &["cow", "cow=", "ro", "grants=", "handover"];
 const NAMED_OVERLAY: &[&str] = &["cow=", "cap=", "ro", "grants=", "handover"];
@@ -82,8 +83,7 @@ impl<'a> Target<'a> {
     pub fn parse(text: &'a str) -> Result<Self, Error<'a>> {
         let (first, words) = first_word(text);
         // The options may come in any order, so the one that says what they are about is sought.
-        let is_type = matches!(first, "ram" | "null") || is_vbd(first);
-        let is_private = is_type || words.clone().any(|word| word == "cow");
+        let is_private = is_type(first) || words.clone().any(|word| word == "cow");
         let (served, options) = if is_private {
             let (disk, options) = DiskType::read(first, words, &PRIVATE)?;
             (Served::Private(disk), options)
@@ -155,6 +155,9 @@ mod tests {
         let upstream = DiskType::parse("vbd/xvdb,offset=1M,cow").unwrap();
         let target = Target { access: Access::ReadOnly, ..writable(Served::Private(upstream)) };
         assert_eq!(Target::parse("vbd/xvdb,ro,cow,offset=1M"), Ok(target));
+        let namespace = DiskType::parse("nvme0n1,offset=1M,size=2M").unwrap();
+        let target = writable(Served::Private(namespace));
+        assert_eq!(Target::parse("nvme0n1,size=2M,offset=1M"), Ok(target));
     }
 
     #[test]

@@ -25,7 +25,7 @@ fn texts(head: &str) -> Vec<Vec<String>> {
 #[test]
 fn every_target_of_the_readme_is_one() {
     let rows = texts("`target=`");
-    assert_eq!(rows.len(), 8);
+    assert_eq!(rows.len(), 9);
     assert_eq!(rows[0][1], "ram,size=8M,cap=8M");
     for text in rows.iter().flatten() {
         assert!(Target::parse(text).is_ok(), "{text}");
@@ -35,7 +35,7 @@ fn every_target_of_the_readme_is_one() {
 #[test]
 fn every_definition_of_the_readme_is_one() {
     let rows = texts("`disk=` on the command line");
-    assert_eq!(rows.len(), 7);
+    assert_eq!(rows.len(), 8);
     for text in rows.iter().flatten() {
         let all: Vec<_> = definitions(text).collect();
         assert!(matches!(all[..], [Ok(_)]), "{text}: {all:?}");

@@ -8,7 +8,7 @@ use core::time::Duration;
 
 use blkback::{Action, Discards, Event};
 use blkif::keys;
-use catalog::GrantUse;
+use catalog::{GrantUse, Ground};
 use store::{BlockStore, Flushing, SecureDiscard};
 use xen_abi::XenbusState;
 use xenstore::{Change, Error, Request, SubmitError};
@@ -19,6 +19,7 @@ use crate::inbox::Tag;
 use crate::inquiry::{Inquiry, STATE, Side, Subject};
 use crate::platform::Platform;
 use crate::refusal::{EINVAL, ENOSPC};
+use crate::upstream::{find_namespace, max_segments};
 use crate::vbd::{BACKEND_DIR, Identity, Timer, Vbd, VbdKey};
 
 /// How long state 6 stands before our directory goes: libxl fails a detach that does not see it.
@@ -218,7 +219,10 @@ impl<P: Platform> Domain<P> {
         // A request for a device is no longer than its buffers.
         let max_indirect = entry
             .extent
-            .and_then(|extent| self.upstreams.get(extent.device)?.max_segments())
+            .and_then(|extent| match extent.device {
+                Ground::Vbd(device) => self.upstreams.get(device)?.max_segments(),
+                Ground::Namespace(name) => max_segments(find_namespace(&self.namespaces, name)?),
+            })
             .unwrap_or(u64::MAX)
             .min(self.engine.max_indirect().get().into());
         let flushing = BlockStore::<P::Memory>::flushing(&entry.disk);

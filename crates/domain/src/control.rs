@@ -5,7 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::vec;
 use core::fmt::{self, Write as _};
 
-use catalog::{Command, Name};
+use catalog::{Command, Ground, Name};
 use store::{Access, BlockStore, Disk, Progress, Steps};
 use xen_abi::Instant;
 use xenstore::{Change, Request};
@@ -279,7 +279,9 @@ impl<P: Platform> Domain<P> {
 
 /// A disk's type, as dom0 names it.
 fn kind(entry: &Entry) -> &'static str {
+    let ground = entry.extent.map(|extent| extent.device);
     match (&entry.disk, &entry.image) {
+        (Disk::Device(_), _) if matches!(ground, Some(Ground::Namespace(_))) => "nvme",
         (Disk::Pages(_), None) => "ram",
         (Disk::Pages(_), Some(_)) => "overlay",
         (Disk::Image(_), _) => "image",

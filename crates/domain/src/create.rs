@@ -5,7 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use blkif::MAX_SEGMENTS;
-use catalog::{Defined, Definition, DiskType, Name, Overlay};
+use catalog::{Defined, Definition, DiskType, Ground, Name, Overlay, Upstream};
 use store::{Access, BlockSize, Disk, Image, ImageFile, Images, NullDisk, PageDisk, SECTOR_SIZE};
 use xen_abi::PAGE_SIZE;
 
@@ -43,9 +43,15 @@ impl<P: Platform> Domain<P> {
             platform.log(format_args!("image {name}: {format}, {nr_sectors} sectors"));
         }
         for (name, disk) in disks {
+            // A namespace is there from the start.
+            let is_vbd = |upstream: &Upstream| matches!(upstream.device, Ground::Vbd(_));
             let made = match &disk {
-                DiskType::Vbd(upstream) => self.define_upstream(platform, name, *upstream, None),
-                DiskType::Overlay(overlay) if let Some(upstream) = self.upstream_below(overlay) => {
+                DiskType::Vbd(upstream) if is_vbd(upstream) => {
+                    self.define_upstream(platform, name, *upstream, None)
+                }
+                DiskType::Overlay(overlay)
+                    if let Some(upstream) = self.upstream_below(overlay).filter(is_vbd) =>
+                {
                     let base = Some(overlay.image.to_string());
                     self.define_upstream(platform, name, upstream, base)
                 }

@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use catalog::{Handover, VirtualDevice};
+use catalog::{Ground, Handover};
 use store::{Access, Disk};
 
 use crate::refusal::Refusal;
@@ -22,7 +22,7 @@ pub(crate) struct Entry {
     pub(crate) name: Option<String>,
     /// The image that it is an overlay of.
     pub(crate) image: Option<String>,
-    /// What it is on, where that is a disk that another domain serves.
+    /// What it is on, where that is a disk that another domain serves, or a namespace.
     pub(crate) extent: Option<Extent>,
     /// What takes longer than a step.
     pub(crate) work: Option<Work>,
@@ -32,7 +32,7 @@ pub(crate) struct Entry {
 /// The part of an upstream disk that a disk is on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Extent {
-    pub(crate) device: VirtualDevice,
+    pub(crate) device: Ground,
     /// Its first sector.
     pub(crate) first: u64,
     /// How many there are; `None` for all up to the end, wherever that comes to be.
@@ -201,8 +201,8 @@ impl Disks {
         self.slots.iter().position(called).map(DiskId)
     }
 
-    /// The disks on an upstream disk.
-    pub(crate) fn on(&self, device: VirtualDevice) -> impl Iterator<Item = DiskId> {
+    /// The disks on something.
+    pub(crate) fn on(&self, device: Ground) -> impl Iterator<Item = DiskId> {
         let is_on = move |slot: &Option<Entry>| {
             let extent = slot.as_ref().and_then(|entry| entry.extent);
             extent.is_some_and(|extent| extent.device == device)

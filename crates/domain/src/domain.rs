@@ -1,12 +1,14 @@
 //! The domain's parts and its turn.
 
 use alloc::collections::VecDeque;
+use alloc::rc::Rc;
 use alloc::vec::Vec;
+use core::cell::RefCell;
 
 use blkback::{Engine, Event, Media, Offer};
 use blkif::{MaxIndirectSegments, RingOrder};
-use catalog::{CopyRoutine, Settings};
-use store::{Disk, Images, PagePool, PoolError, Progress, Steps};
+use catalog::{CopyRoutine, Namespace, Settings};
+use store::{Device, Disk, Images, PagePool, PoolError, Progress, Shared, Steps};
 use xen_abi::{DomId, EvtchnPort, Gfn, Instant};
 use xenstore::{Client, Notify};
 
@@ -30,6 +32,9 @@ const MAX_MESSAGES: usize = 16;
 /// Pages that one step gives back of disks that are gone.
 pub(crate) const MAX_CLEARED: u32 = 1024;
 
+/// A namespace that any number of disks can be on.
+type SharedNamespace<P> = Rc<RefCell<Shared<<P as Platform>::Namespace>>>;
+
 /// The driver domain.
 pub struct Domain<P: Platform> {
     pub(crate) settings: Settings,
@@ -42,6 +47,8 @@ pub struct Domain<P: Platform> {
     pub(crate) ports: Ports,
     /// Disks that other domains serve to us.
     pub(crate) upstreams: Upstreams<Granted<P>>,
+    /// Namespaces of our own controllers, by name.
+    pub(crate) namespaces: Vec<(Namespace, SharedNamespace<P>)>,
     /// Disks with a name that are on those, but not made yet.
     pub(crate) defined: Vec<Defined>,
     /// Vbds whose ring may have requests, each once.
@@ -104,8 +111,15 @@ impl<P: Platform> Domain<P> {
     /// # Errors
     /// [`StartError`] where the memory does not do.
     pub fn new(resources: Resources<'_, P>, platform: &mut P) -> Result<Self, StartError> {
-        let Resources { memory, free_frames, modules, xenstore: page, xenstore_port, command_line } =
-            resources;
+        let Resources {
+            memory,
+            free_frames,
+            modules,
+            xenstore: page,
+            xenstore_port,
+            namespaces,
+            command_line,
+        } = resources;
         let command_line = str::from_utf8(command_line).unwrap_or_else(|_| {
             platform.log(format_args!("command line ignored: it is not UTF-8"));
             ""
@@ -144,6 +158,7 @@ impl<P: Platform> Domain<P> {
             vbds: Vbds::new(),
             ports: Ports::default(),
             upstreams: Upstreams::new(),
+            namespaces: namespaces.into_iter().map(shared).collect(),
             defined: Vec::new(),
             runnable: VecDeque::new(),
             images: Images::default(),
@@ -403,4 +418,11 @@ fn take_run(runs: &mut [(Gfn, u64)], nr: u64) -> Option<Gfn> {
     let first = run.0;
     *run = (first.checked_add(nr)?, run.1 - nr);
     Some(first)
+}
+
+/// Has disks share a namespace.
+fn shared<D: Device>((name, device): (Namespace, D)) -> (Namespace, Rc<RefCell<Shared<D>>>) {
+    let mut shared = Shared::new();
+    shared.connect(device);
+    (name, Rc::new(RefCell::new(shared)))
 }

@@ -32,6 +32,6 @@ mod upstream;
 mod vbd;
 mod vbds;
 
-pub use catalog::CopyRoutine;
+pub use catalog::{CopyRoutine, Namespace};
 pub use domain::{Domain, StartError};
 pub use platform::{HypercallError, Next, Platform, Resources, ShutdownReason};

@@ -1,10 +1,12 @@
 //! What a driver domain stands on.
 
+use alloc::vec::Vec;
 use core::fmt;
 
 use blkback::Grants;
 use blkfront::GrantTable;
-use store::{FrameMemory, ImageFile};
+use catalog::Namespace;
+use store::{Device, FrameMemory, ImageFile};
 use xen_abi::{DomId, EvtchnPort, Gfn, Instant, SharedMemory};
 
 /// Everything the driver domain asks of the world below it. Implemented by the kernel with
@@ -18,6 +20,10 @@ pub trait Platform: Grants {
 
     /// Our own grant table.
     type GrantTable: GrantTable;
+
+    /// A namespace of a controller that is ours. What was submitted to it is sent, and its events wake
+    /// us, without the domain's doing.
+    type Namespace: Device + 'static;
 
     /// Our own grant table: what peers that serve us disks may reach of our frames.
     fn grant_table(&mut self) -> &mut Self::GrantTable;
@@ -61,7 +67,6 @@ pub trait Platform: Grants {
 }
 
 /// What the platform hands over at the start, besides itself.
-#[derive(Debug)]
 pub struct Resources<'a, P: Platform> {
     /// The handle to our frames.
     pub memory: P::Memory,
@@ -73,6 +78,8 @@ pub struct Resources<'a, P: Platform> {
     pub xenstore: P::XenstorePage,
     /// The event channel that goes with it.
     pub xenstore_port: EvtchnPort,
+    /// The namespaces of our own controllers, and their names.
+    pub namespaces: Vec<(Namespace, P::Namespace)>,
     /// The command line, as xl.cfg's `cmdline=` has it.
     pub command_line: &'a [u8],
 }

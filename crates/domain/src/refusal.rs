@@ -1,8 +1,9 @@
 //! Why a disk cannot be had or changed.
 
 use alloc::string::String;
+use core::fmt;
 
-use catalog::VirtualDevice;
+use catalog::{Ground, VirtualDevice};
 use store::StoreError;
 
 use crate::disks::HeldBy;
@@ -35,16 +36,28 @@ pub(crate) enum Refusal {
     TooMany(usize),
     #[error("upstream {device} is not connected: {state}")]
     NotConnected { device: VirtualDevice, state: String },
-    #[error("upstream {device} is in use there: {by}")]
-    UpstreamHeld { device: VirtualDevice, by: HeldBy },
-    #[error("upstream {device} is in use there: {name} stands on it")]
-    UpstreamBase { device: VirtualDevice, name: String },
+    #[error("{} is in use there: {by}", Titled(*device))]
+    UpstreamHeld { device: Ground, by: HeldBy },
+    #[error("{} is in use there: {name} stands on it", Titled(*device))]
+    UpstreamBase { device: Ground, name: String },
     #[error("there are {0} upstream disks, more are not kept")]
     TooManyUpstreams(usize),
     #[error("Granary is ending")]
     Ending,
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// What a disk is on, as a person is told.
+struct Titled(Ground);
+
+impl fmt::Display for Titled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Ground::Vbd(device) => write!(f, "upstream {device}"),
+            Ground::Namespace(namespace) => namespace.fmt(f),
+        }
+    }
 }
 
 /// errno numbers as an `error` node begins with.

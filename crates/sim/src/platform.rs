@@ -10,7 +10,7 @@ use xen_abi::{
     Instant, PAGE_SIZE, SharedMemory,
 };
 
-use crate::{GrantAccess, Machine, OwnFrames, OwnGrants, Page, Region};
+use crate::{GrantAccess, Machine, OwnDevice, OwnFrames, OwnGrants, Page, Region};
 
 /// A platform for one driver domain of a [`Machine`].
 #[derive(Debug)]
@@ -67,6 +67,7 @@ impl SimPlatform {
             modules: &[],
             xenstore: self.xenstore.clone(),
             xenstore_port: self.xenstore_port,
+            namespaces: Vec::new(),
             command_line,
         }
     }
@@ -290,6 +291,7 @@ impl Grants for SimPlatform {
 impl Platform for SimPlatform {
     type Memory = OwnFrames;
     type XenstorePage = Region;
+    type Namespace = OwnDevice;
     type GrantTable = OwnGrants;
 
     fn grant_table(&mut self) -> &mut OwnGrants {

@@ -3,6 +3,8 @@
 //! A device moves data between its disk and pages of its own, which it can reach by itself. Requests
 //! are taken, sent together, and completed in any order.
 
+use core::convert::Infallible;
+
 use thiserror::Error;
 use xen_abi::Gfn;
 
@@ -174,4 +176,41 @@ pub trait Device {
 
     /// Takes a request that is over. `None` where none is: an event tells of the next.
     fn complete(&mut self) -> Option<Completion<Self::Buffer>>;
+}
+
+/// No device: where there are none.
+impl Device for Infallible {
+    type Buffer = Self;
+
+    fn geometry(&self) -> Geometry {
+        match *self {}
+    }
+
+    fn flushing(&self) -> Flushing {
+        match *self {}
+    }
+
+    fn max_sectors(&self) -> u64 {
+        match *self {}
+    }
+
+    fn reserve(&mut self, _: u32) -> Option<Self> {
+        match *self {}
+    }
+
+    fn give_back(&mut self, buffer: Self) {
+        match buffer {}
+    }
+
+    fn frames(&self, buffer: &Self, _: &mut dyn FnMut(Gfn)) {
+        match *buffer {}
+    }
+
+    fn submit(&mut self, _: Tag, _: Request<Self>) -> Result<(), Refused<Self>> {
+        match *self {}
+    }
+
+    fn complete(&mut self) -> Option<Completion<Self>> {
+        match *self {}
+    }
 }

@@ -1,8 +1,6 @@
 //! An NVMe controller as its driver has it.
 
-use alloc::format;
 use alloc::rc::Rc;
-use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::iter;
@@ -14,6 +12,7 @@ use nvme::{Registers, State};
 use store::{Device as _, FrameAddr, Request, Tag};
 use xen_abi::{Gfn, Instant};
 
+use super::Hvm;
 use super::mmio::Mmio;
 use super::passed::{Completions, NoInterrupt, Passed};
 use crate::console;
@@ -42,17 +41,17 @@ pub(crate) struct Driven {
     controller: Rc<RefCell<Controller<Mmio, Scattered>>>,
     completions: Completions,
     /// As Linux counts them, and names disks by.
-    number: usize,
+    number: u32,
     told: State,
 }
 
 impl Driven {
     /// Brings a controller up, which takes as long as it takes. It gets frames of the pool.
     pub(crate) fn new(
-        xen: &mut Xen,
+        xen: &mut Xen<Hvm>,
         memory: &mut Memory,
         passed: Passed,
-        number: usize,
+        number: u32,
     ) -> Result<Self, Error> {
         let interrupt = match passed.completions {
             Completions::Event { .. } | Completions::Vector { .. } => Interrupt::Vector(0),
@@ -84,7 +83,7 @@ impl Driven {
 
     /// Reads a page of the first namespace: an interrupt that does not arrive is found now, and not by
     /// a guest that waits.
-    fn try_interrupt(&mut self, xen: &mut Xen) {
+    fn try_interrupt(&mut self, xen: &mut Xen<Hvm>) {
         if matches!(self.completions, Completions::Polled(_)) {
             return;
         }
@@ -118,7 +117,7 @@ impl Driven {
     }
 
     /// Whether it was an interrupt that ended a wait until `deadline`.
-    fn has_told(&self, xen: &mut Xen, deadline: Instant) -> bool {
+    fn has_told(&self, xen: &mut Xen<Hvm>, deadline: Instant) -> bool {
         let events = iter::from_fn(|| xen.take_event());
         match self.completions {
             Completions::Event { port, .. } => {
@@ -152,7 +151,7 @@ impl Driven {
     }
 
     /// Its disks, with their names.
-    pub(crate) fn devices(&self) -> Vec<(String, Device)> {
+    pub(crate) fn devices(&self) -> Vec<(domain::Namespace, Device)> {
         let namespaces: Vec<Namespace> = self.controller.borrow().namespaces().to_vec();
         let devices = self.names().zip(namespaces).filter_map(|(name, namespace)| {
             Some((name, Device::new(Rc::clone(&self.controller), namespace.nsid)?))
@@ -192,7 +191,7 @@ impl Driven {
     }
 
     /// Shuts the controller down, which writes its cache.
-    pub(crate) fn end(&mut self, xen: &mut Xen) {
+    pub(crate) fn end(&mut self, xen: &mut Xen<Hvm>) {
         self.controller.borrow_mut().shutdown();
         loop {
             let due = self.step(xen.now());
@@ -204,16 +203,16 @@ impl Driven {
     }
 
     /// As Linux has them: the controller's number and the namespace's identifier.
-    fn names(&self) -> impl Iterator<Item = String> {
+    fn names(&self) -> impl Iterator<Item = domain::Namespace> {
         let number = self.number;
         let ids: Vec<_> =
             self.controller.borrow().namespaces().iter().map(|namespace| namespace.nsid).collect();
-        ids.into_iter().map(move |nsid| format!("nvme{number}n{nsid}"))
+        ids.into_iter().map(move |nsid| domain::Namespace { controller: number, nsid: nsid.0 })
     }
 }
 
 /// Waits for an event, or until `due`. Nobody else listens to events yet, or any more.
-fn wait(xen: &mut Xen, due: Option<Instant>) {
+fn wait(xen: &mut Xen<Hvm>, due: Option<Instant>) {
     xen.events.wait(due);
     while xen.take_event().is_some() {}
 }
@@ -240,7 +239,7 @@ impl Registers for Mmio {
     }
 }
 
-impl Dma for Xen {
+impl Dma for Xen<Hvm> {
     type Memory = Scattered;
 
     fn memory(&mut self, frames: &[Gfn]) -> Scattered {

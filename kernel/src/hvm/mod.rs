@@ -9,7 +9,7 @@ mod passed;
 use alloc::borrow::Cow;
 use alloc::vec::Vec;
 
-use domain::Platform;
+use domain::{Namespace, Platform};
 use x86_64::instructions::port::PortWriteOnly;
 use x86_64::registers::model_specific::Msr;
 use x86_64::structures::idt::InterruptDescriptorTable;
@@ -26,7 +26,7 @@ use crate::pci::{self, Class, Placement};
 use crate::platform::Xen;
 
 use config_ports::ConfigPorts;
-use driven::Driven;
+use driven::{Device, Driven};
 use passed::Passed;
 
 /// The domain's NVMe controllers.
@@ -35,6 +35,8 @@ pub(crate) struct Hvm {
 }
 
 impl Machine for Hvm {
+    type Namespace = Device;
+
     /// They end a wait, as the upcall does.
     fn set_gates(idt: &mut InterruptDescriptorTable) {
         // SAFETY: the handler returns as an interrupt's does.
@@ -50,7 +52,7 @@ impl Machine for Hvm {
     }
 
     fn find(
-        xen: &mut Xen,
+        xen: &mut Xen<Self>,
         memory: &mut Memory,
         hypervisor: Hypervisor,
         start_info: &StartInfo,
@@ -66,7 +68,7 @@ impl Machine for Hvm {
         let taken = memory_map.map(|range| range.paddr..range.paddr + range.size_bytes);
         let mut placement = Placement::beside(taken);
         let mut controllers = Vec::new();
-        for (number, function) in functions.into_iter().enumerate() {
+        for (number, function) in (0..).zip(functions) {
             match Passed::new(xen, &mut config, &mut placement, function) {
                 Ok(passed) => {
                     console::line(format_args!("nvme{number}: {passed}"));
@@ -89,19 +91,27 @@ impl Machine for Hvm {
         Self { controllers }
     }
 
-    fn end(&mut self, xen: &mut Xen) {
+    fn end(&mut self, xen: &mut Xen<Hvm>) {
         for controller in &mut self.controllers {
             controller.end(xen);
         }
     }
 
-    fn step(&mut self, xen: &Xen) -> Option<Instant> {
+    fn step(&mut self, xen: &Xen<Self>) -> Option<Instant> {
         let now = xen.now();
         self.controllers.iter_mut().filter_map(|controller| controller.step(now)).min()
     }
 
+    fn namespaces(&self) -> Vec<(Namespace, Device)> {
+        self.controllers.iter().flat_map(Driven::devices).collect()
+    }
+
     /// Started by `firmware_override`, it has no command line.
-    fn words(xen: &mut Xen, xenstore: &Channel, command_line: &'static [u8]) -> Cow<'static, [u8]> {
+    fn words(
+        xen: &mut Xen<Hvm>,
+        xenstore: &Channel,
+        command_line: &'static [u8],
+    ) -> Cow<'static, [u8]> {
         if !command_line.is_empty() {
             return Cow::Borrowed(command_line);
         }
@@ -118,7 +128,7 @@ impl Machine for Hvm {
 
 /// Time is spent by waiting for events.
 struct WithEvents<'a> {
-    xen: &'a mut Xen,
+    xen: &'a mut Xen<Hvm>,
     port: EvtchnPort,
 }
 

@@ -6,6 +6,7 @@ use domain::HypercallError;
 use thiserror::Error;
 use xen_abi::{EvtchnPort, PAGE_SIZE};
 
+use super::Hvm;
 use super::config_ports::ConfigPorts;
 use super::local_apic::{DEVICE_VECTOR, LocalApic};
 use super::mmio::{Mmio, TooLarge};
@@ -78,7 +79,7 @@ pub(crate) enum NoInterrupt {
 impl Passed {
     /// Has it answer to its registers, access memory, and make interrupts.
     pub(crate) fn new(
-        xen: &mut Xen,
+        xen: &mut Xen<Hvm>,
         config: &mut ConfigPorts,
         placement: &mut Placement,
         function: Function,
@@ -116,7 +117,7 @@ impl Passed {
 
 /// Has the first entry of the MSI-X table make events, or else interrupts.
 fn interrupt(
-    xen: &mut Xen,
+    xen: &mut Xen<Hvm>,
     config: &mut ConfigPorts,
     function: Function,
     msix: Msix,

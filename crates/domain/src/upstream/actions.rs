@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use blkfront::{Action, Event};
 use blkif::keys;
-use catalog::VirtualDevice;
+use catalog::{Ground, VirtualDevice};
 use xen_abi::{DomId, XenbusState};
 use xenstore::{Change, Request, SubmitError};
 
@@ -351,8 +351,8 @@ impl<P: Platform> Domain<P> {
             return;
         }
         for device in self.upstreams.devices() {
-            let is_used = self.disks.on(device).next().is_some()
-                || self.defined.iter().any(|defined| defined.disk.device == device);
+            let is_used = self.disks.on(Ground::Vbd(device)).next().is_some()
+                || self.defined.iter().any(|defined| defined.disk.device == Ground::Vbd(device));
             let idle = |up: &&Upstream<_>| up.peer.is_none() && up.retired.nr_frames() == 0;
             if is_used {
                 continue;

@@ -6,7 +6,7 @@ use core::fmt;
 
 use blkfront::{Disk, Event, Frontend, GrantTable, Ring, offered_ring_order};
 use blkif::RingOrder;
-use catalog::VirtualDevice;
+use catalog::{Ground, VirtualDevice};
 use store::{Device, Flushing, Geometry, PagePool, Tag, Want};
 use xen_abi::Gfn;
 
@@ -101,7 +101,7 @@ impl<P: Platform> Domain<P> {
         device: VirtualDevice,
         values: [Option<&[u8]>; Disk::KEYS.len()],
     ) {
-        let is_used = self.disks.on(device).next().is_some();
+        let is_used = self.disks.on(Ground::Vbd(device)).next().is_some();
         let Some(upstream) = self.upstreams.get_mut(device) else { return };
         let was = upstream.shared.borrow().geometry().filter(|_| is_used);
         match upstream.connect(platform, values, was) {

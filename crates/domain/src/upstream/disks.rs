@@ -3,7 +3,7 @@
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use catalog::{Cow, Name, Upstream, VirtualDevice};
+use catalog::{Cow, Ground, Name, Upstream, VirtualDevice};
 use store::{Access, DeviceDisk, Disk, Overlay, Slice};
 
 use crate::create::{pages, sectors};
@@ -11,9 +11,10 @@ use crate::disks::{DiskId, Entry, Extent, Role};
 use crate::domain::Domain;
 use crate::platform::Platform;
 use crate::refusal::Refusal;
+use crate::upstream::find_namespace;
 
 impl<P: Platform> Domain<P> {
-    /// Makes a disk on an upstream disk, which must be connected.
+    /// Makes a disk on an upstream disk, which must be connected, or on a namespace.
     pub(crate) fn make_upstream(
         &mut self,
         platform: &mut P,
@@ -21,12 +22,6 @@ impl<P: Platform> Domain<P> {
         name: Option<String>,
         base: Option<String>,
     ) -> Result<Entry, Refusal> {
-        let device = disk.device;
-        self.want_upstream(platform, device)?;
-        let Some(upstream) = self.upstreams.get(device).filter(|up| up.is_connected()) else {
-            let state = self.upstreams.get(device).map_or(String::new(), |up| up.describe_state());
-            return Err(Refusal::NotConnected { device, state });
-        };
         let slice = Slice {
             offset: sectors(disk.slice.offset_bytes),
             nr_sectors: disk.slice.size_bytes.map(sectors),
@@ -35,8 +30,24 @@ impl<P: Platform> Domain<P> {
             None => (Role::Itself, Access::ReadWrite),
             Some(_) => (Role::Base, Access::ReadOnly),
         };
-        let extent = Extent { device, first: slice.offset, nr_sectors: slice.nr_sectors, role };
-        let on_it = DeviceDisk::new(&upstream.shared, slice, access)?;
+        let Slice { offset: first, nr_sectors } = slice;
+        let extent = Extent { device: disk.device, first, nr_sectors, role };
+        let on_it = match disk.device {
+            Ground::Vbd(device) => {
+                self.want_upstream(platform, device)?;
+                let upstream = self.upstreams.get(device);
+                let Some(upstream) = upstream.filter(|upstream| upstream.is_connected()) else {
+                    let state = upstream.map_or(String::new(), |up| up.describe_state());
+                    return Err(Refusal::NotConnected { device, state });
+                };
+                DeviceDisk::new(&upstream.shared, slice, access)?
+            }
+            Ground::Namespace(namespace) => {
+                let shared = find_namespace(&self.namespaces, namespace);
+                let shared = shared.ok_or_else(|| Refusal::Unknown(namespace.to_string()))?;
+                DeviceDisk::new(shared, slice, access)?
+            }
+        };
         let made = match disk.cow {
             None => Disk::Device(on_it),
             Some(Cow { cap_bytes }) => {
@@ -58,7 +69,9 @@ impl<P: Platform> Domain<P> {
         base: Option<String>,
     ) -> Result<(), Refusal> {
         self.check_unused(name)?;
-        self.want_upstream(platform, disk.device)?;
+        if let Ground::Vbd(device) = disk.device {
+            self.want_upstream(platform, device)?;
+        }
         self.defined.push(Defined { name: name.to_string(), disk, base });
         Ok(())
     }
@@ -70,6 +83,7 @@ impl<P: Platform> Domain<P> {
 
     /// Makes the disks of the command line on a device that are not made yet.
     pub(super) fn make_defined(&mut self, platform: &mut P, device: VirtualDevice) {
+        let device = Ground::Vbd(device);
         let on_it = self.defined.iter().filter(|defined| defined.disk.device == device);
         let names: Vec<String> = on_it.map(|defined| defined.name.clone()).collect();
         for name in names {
@@ -102,7 +116,7 @@ impl<P: Platform> Domain<P> {
     /// Whether what a disk is on is there.
     pub(crate) fn check_connected(&self, id: DiskId) -> Result<(), Refusal> {
         let extent = self.disks.get(id).and_then(|entry| entry.extent);
-        let upstream = extent.and_then(|extent| self.upstreams.get(extent.device));
+        let upstream = extent.and_then(|extent| self.upstreams.under(extent.device));
         match upstream {
             Some(upstream) if !upstream.is_connected() => Err(Refusal::NotConnected {
                 device: upstream.device,

@@ -23,7 +23,7 @@ use core::fmt;
 use core::time::Duration;
 
 use blkfront::{Event, Frontend, GrantTable, Handshake, Retired, Ring};
-use catalog::VirtualDevice;
+use catalog::{Ground, Namespace, VirtualDevice};
 use store::{Device, Shared};
 use xen_abi::{DomId, EvtchnPort, Instant, SharedMemory, XenbusState};
 
@@ -141,8 +141,7 @@ impl<M: SharedMemory> Upstream<M> {
     /// Pages that a request may have whose data goes through its buffers, while it is connected. An
     /// overlay may need one more than it was asked for.
     pub(crate) fn max_segments(&self) -> Option<u64> {
-        let max_sectors = Device::max_sectors(self.shared.borrow_mut().device()?);
-        Some((max_sectors / SECTORS_PER_PAGE).saturating_sub(1))
+        max_segments(&self.shared)
     }
 
     /// Whether nothing of it is waited for where the domain is to end.
@@ -184,6 +183,17 @@ impl<M: SharedMemory> Upstream<M> {
     }
 }
 
+/// As [`Upstream::max_segments`], of any device.
+pub(crate) fn max_segments<D: Device>(shared: &RefCell<Shared<D>>) -> Option<u64> {
+    let max_sectors = shared.borrow_mut().device()?.max_sectors();
+    Some((max_sectors / SECTORS_PER_PAGE).saturating_sub(1))
+}
+
+/// The namespace of this name.
+pub(crate) fn find_namespace<D>(namespaces: &[(Namespace, D)], name: Namespace) -> Option<&D> {
+    namespaces.iter().find(|(other, _)| *other == name).map(|(_, device)| device)
+}
+
 /// All upstream disks that are in use.
 pub(crate) struct Upstreams<M: SharedMemory>(Vec<Upstream<M>>);
 
@@ -199,6 +209,14 @@ impl<M: SharedMemory> Upstreams<M> {
     }
 
     #[inline(never)]
+    /// The one that a disk is on.
+    pub(crate) fn under(&self, ground: Ground) -> Option<&Upstream<M>> {
+        match ground {
+            Ground::Vbd(device) => self.get(device),
+            Ground::Namespace(_) => None,
+        }
+    }
+
     pub(crate) fn get_mut(&mut self, device: VirtualDevice) -> Option<&mut Upstream<M>> {
         self.0.iter_mut().find(|upstream| upstream.device == device)
     }

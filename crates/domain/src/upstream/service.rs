@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use blkfront::Event;
-use catalog::VirtualDevice;
+use catalog::{Ground, VirtualDevice};
 use xen_abi::Instant;
 
 use crate::disks::DiskId;
@@ -18,6 +18,12 @@ impl<P: Platform> Domain<P> {
         for at in 0..self.upstreams.0.len() {
             if let Some(upstream) = self.upstreams.0.get(at).filter(|up| up.port.is_some()) {
                 self.pump_upstream(platform, upstream.device);
+            }
+        }
+        for at in 0..self.namespaces.len() {
+            let (namespace, shared) = &self.namespaces[at];
+            if shared.borrow_mut().pump() {
+                self.ready_upstream(Ground::Namespace(*namespace));
             }
         }
     }
@@ -60,13 +66,13 @@ impl<P: Platform> Domain<P> {
             upstream.handle(Event::Broken);
             self.proceed_upstream(platform, device);
         } else if has_news {
-            self.ready_upstream(device);
+            self.ready_upstream(Ground::Vbd(device));
         }
     }
 
     /// Has everybody look again who has a disk on a device. On the way of a request: nothing is
     /// allocated.
-    fn ready_upstream(&mut self, device: VirtualDevice) {
+    fn ready_upstream(&mut self, device: Ground) {
         let disks = &self.disks;
         let is_on_it = |disk| {
             let extent = disks.get(disk).and_then(|entry| entry.extent);
@@ -91,6 +97,7 @@ impl<P: Platform> Domain<P> {
     }
 
     fn is_on(&self, disk: Option<DiskId>, device: VirtualDevice) -> bool {
+        let device = Ground::Vbd(device);
         let extent = disk.and_then(|disk| self.disks.get(disk)?.extent);
         extent.is_some_and(|extent| extent.device == device)
     }
@@ -98,7 +105,7 @@ impl<P: Platform> Domain<P> {
     /// The disk is there: those made of it that are not yet, and those that wait for it.
     pub(super) fn upstream_came(&mut self, platform: &mut P, device: VirtualDevice) {
         self.make_defined(platform, device);
-        let disks: Vec<DiskId> = self.disks.on(device).collect();
+        let disks: Vec<DiskId> = self.disks.on(Ground::Vbd(device)).collect();
         for id in disks {
             self.hand_over(platform, id);
         }
@@ -134,7 +141,7 @@ impl<P: Platform> Domain<P> {
             }
             self.proceed(platform, key);
         }
-        self.ready_upstream(device);
+        self.ready_upstream(Ground::Vbd(device));
         self.usage_changed = true;
     }
 

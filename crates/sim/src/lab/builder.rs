@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use domain::{Domain, Resources};
+use domain::{Domain, Namespace, Resources};
 use store::{FrameAddr, FrameMemory, ImageFile};
 use xen_abi::{DomId, Gfn, PAGE_SIZE};
 
 use super::Lab;
 use super::driver::Driver;
 use crate::toolstack::{self, DomainKind};
-use crate::{Machine, SimPlatform};
+use crate::{Machine, OwnDisk, SimPlatform};
+
+/// Pages of a namespace's buffers.
+const BUFFER_PAGES: u64 = 64;
 
 /// A host to be started.
 #[derive(Clone, Debug)]
@@ -18,12 +21,19 @@ pub struct LabBuilder {
     memory_pages: u64,
     command_line: String,
     modules: Vec<Vec<u8>>,
+    namespaces: Vec<OwnDisk>,
 }
 
 impl LabBuilder {
     /// A host whose driver domain has 16 MiB, no module and no command line.
     pub(super) const fn new(seed: u64) -> Self {
-        Self { seed, memory_pages: 4096, command_line: String::new(), modules: Vec::new() }
+        Self {
+            seed,
+            memory_pages: 4096,
+            command_line: String::new(),
+            modules: Vec::new(),
+            namespaces: Vec::new(),
+        }
     }
 
     /// How many frames the driver domain's pool and engine have.
@@ -42,6 +52,13 @@ impl LabBuilder {
     #[must_use]
     pub fn module(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.modules.push(bytes.into());
+        self
+    }
+
+    /// Adds a namespace of the domain's own first controller: `nvme0n1`, `nvme0n2`, …
+    #[must_use]
+    pub fn namespace(mut self, disk: &OwnDisk) -> Self {
+        self.namespaces.push(disk.clone());
         self
     }
 
@@ -73,12 +90,21 @@ impl LabBuilder {
             let len_bytes = file.len_bytes + u64::from(file.at.offset());
             (file.at.gfn(), len_bytes.div_ceil(PAGE_SIZE as u64))
         }));
+        let buffers = |nsid| (Gfn(0x20_0000 + u64::from(nsid) * 2 * BUFFER_PAGES), BUFFER_PAGES);
+        let nsids = 1..=u32::try_from(self.namespaces.len()).unwrap_or(0);
+        all_runs.extend(nsids.clone().map(buffers));
         let mut platform = SimPlatform::new(&machine, domid, &all_runs);
         for (file, bytes) in modules.iter().zip(&self.modules) {
             platform.frames().clone().write(file.at, bytes);
         }
         let resources = platform.resources(&runs, self.command_line.as_bytes());
-        let resources = Resources { modules: &modules, ..resources };
+        let namespaces = nsids.zip(&self.namespaces).map(|(nsid, disk)| {
+            let (Gfn(first), nr) = buffers(nsid);
+            let device = disk.device(platform.frames(), (first..first + nr).map(Gfn));
+            (Namespace { controller: 0, nsid }, device)
+        });
+        let namespaces = namespaces.collect();
+        let resources = Resources { modules: &modules, namespaces, ..resources };
         let domain = Domain::new(resources, &mut platform);
         let domain = domain.unwrap_or_else(|error| panic!("{error}"));
         let rng = machine.rng().fork();

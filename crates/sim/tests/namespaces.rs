@@ -1,0 +1,86 @@
+//! Disks on namespaces of a controller that is the driver domain's own.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+use sim::toolstack::{Device, DiskSpec};
+use sim::{Expect, Lab, OwnDisk, seeds};
+use xen_abi::DomId;
+
+/// Sectors of the first namespace.
+const NR_SECTORS: usize = 4096;
+
+fn lab(seed: u64, command_line: &str) -> (Lab, OwnDisk) {
+    let disk = OwnDisk::new(NR_SECTORS);
+    let lab = Lab::new(seed).cmdline(command_line).namespace(&disk).namespace(&OwnDisk::new(64));
+    (lab.start(), disk)
+}
+
+fn connect(lab: &mut Lab, guest: DomId, vdev: &str, target: &str) -> Device {
+    let disk = lab.attach(guest, vdev, target);
+    lab.connect(disk);
+    disk
+}
+
+#[test]
+fn what_a_guest_writes_is_on_the_namespace() {
+    for seed in seeds(4) {
+        let (mut lab, namespace) = lab(seed, "");
+        let guest = lab.create_guest();
+        let overlay = connect(&mut lab, guest, "xvda", "nvme0n1,cow");
+        lab.random_io(overlay, 400);
+        lab.detach(overlay);
+        assert!(namespace.bytes().iter().all(|byte| *byte == 0), "an overlay leaves it alone");
+
+        let disk = connect(&mut lab, guest, "xvda", "nvme0n1");
+        assert_eq!(lab.frontend(disk).disk().unwrap().nr_sectors, NR_SECTORS as u64);
+        lab.random_io(disk, 400);
+        assert_eq!(lab.frontend(disk).answers().failed, 0);
+        lab.detach(disk);
+        assert!(namespace.bytes().iter().any(|byte| *byte != 0));
+        lab.destroy(guest);
+    }
+}
+
+#[test]
+fn parts_and_names_of_a_namespace_are_disks() {
+    let words = "disk=left,nvme0n1,size=1M disk=right,nvme0n1,offset=1M";
+    let (mut lab, namespace) = lab(1, words);
+    let guest = lab.create_guest();
+    let right = connect(&mut lab, guest, "xvdb", "right");
+    assert_eq!(lab.frontend(right).disk().unwrap().nr_sectors, 2048);
+    lab.random_io(right, 100);
+    assert_eq!(namespace.bytes()[..1 << 20], vec![0; 1 << 20]);
+    let left = connect(&mut lab, guest, "xvda", "left");
+    lab.random_io(left, 100);
+    for (vdev, devid, target, reason) in [
+        ("xvdc", 51744, "nvme0n1", format!("nvme0n1 is in use there: vbd {guest}/51712 holds it")),
+        ("xvdd", 51760, "nvme0n3", "there is no disk or image called nvme0n3".into()),
+        (
+            "xvde",
+            51776,
+            "nvme0n2,offset=32K",
+            "sectors 64+1 are past the end, the disk has 64".into(),
+        ),
+    ] {
+        lab.try_attach(guest, &DiskSpec::new(vdev, target)).unwrap_err();
+        let line = format!("vbd {guest}/{devid}: cannot serve target={target}: {reason}");
+        let console = lab.machine().console();
+        assert!(console.contains(&line), "{line}: {console:#?}");
+    }
+    lab.destroy(guest);
+}
+
+#[test]
+fn its_errors_are_the_guests() {
+    let (mut lab, namespace) = lab(1, "");
+    let guest = lab.create_guest();
+    let bad = connect(&mut lab, guest, "xvda", "nvme0n1");
+    let good = connect(&mut lab, guest, "xvdb", "nvme0n2");
+    namespace.set_fails(true);
+    lab.frontend(bad).expect(Expect::Failures);
+    lab.random_io(bad, 50);
+    lab.random_io(good, 50);
+    assert!(lab.frontend(bad).answers().failed > 0);
+    assert_eq!(lab.frontend(good).answers().failed, 0);
+    lab.destroy(guest);
+}
