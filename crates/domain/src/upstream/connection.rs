@@ -45,7 +45,7 @@ impl<P: Platform> Domain<P> {
             }
             Err(reason) => {
                 let Some(upstream) = self.upstreams.get_mut(device) else { return };
-                platform.log(format_args!("{upstream}: no ring: {reason}"));
+                upstream.say(platform, format_args!("no ring: {reason}"));
                 upstream.handle(Event::NotAnnounced);
                 self.let_go_upstream(platform, device);
             }
@@ -106,14 +106,12 @@ impl<P: Platform> Domain<P> {
         let was = upstream.shared.borrow().geometry().filter(|_| is_used);
         match upstream.connect(platform, values, was) {
             Ok(disk) => {
-                platform.log(format_args!(
-                    "{upstream}: connected, {} sectors{}",
-                    disk.nr_sectors,
-                    match disk.access {
-                        store::Access::ReadOnly => ", read-only",
-                        store::Access::ReadWrite => "",
-                    }
-                ));
+                let access = match disk.access {
+                    store::Access::ReadOnly => ", read-only",
+                    store::Access::ReadWrite => "",
+                };
+                let text = format_args!("connected, {} sectors{access}", disk.nr_sectors);
+                upstream.say(platform, text);
                 upstream.missing_at = None;
                 upstream.handle(Event::Connected);
                 if let Some(port) = upstream.port {
@@ -122,7 +120,7 @@ impl<P: Platform> Domain<P> {
                 self.upstream_came(platform, device);
             }
             Err(reason) => {
-                platform.log(format_args!("{upstream}: cannot connect: {reason}"));
+                upstream.say(platform, format_args!("cannot connect: {reason}"));
                 upstream.handle(Event::NotConnected);
             }
         }
@@ -144,10 +142,13 @@ impl<P: Platform> Domain<P> {
             Ok(nr_sectors) => {
                 frontend.resize(nr_sectors);
                 drop(shared);
-                platform.log(format_args!("{upstream}: resized to {nr_sectors} sectors"));
+                upstream.say(platform, format_args!("resized to {nr_sectors} sectors"));
                 self.upstream_resized(platform, device);
             }
-            Err(error) => platform.log(format_args!("upstream {device}: {error}")),
+            Err(error) => {
+                drop(shared);
+                upstream.say(platform, format_args!("{error}"));
+            }
         }
     }
 
@@ -211,7 +212,7 @@ impl<P: Platform> Domain<P> {
         let pool = &mut self.pool;
         let left = upstream.retired.reclaim(platform.grant_table(), |frame| pool.release(frame));
         if left > 0 && upstream.reclaim_at.is_none() {
-            platform.log(format_args!("{upstream}: {left} pages are still mapped by its backend"));
+            upstream.say(platform, format_args!("{left} pages are still mapped by its backend"));
         }
         upstream.reclaim_at = (left > 0).then_some(at);
         if left > 0 {

@@ -83,13 +83,17 @@ impl<P: Platform> Domain<P> {
 
     /// Makes the disks of the command line on a device that are not made yet.
     pub(super) fn make_defined(&mut self, platform: &mut P, device: VirtualDevice) {
-        let device = Ground::Vbd(device);
-        let on_it = self.defined.iter().filter(|defined| defined.disk.device == device);
+        let ground = Ground::Vbd(device);
+        let on_it = self.defined.iter().filter(|defined| defined.disk.device == ground);
         let names: Vec<String> = on_it.map(|defined| defined.name.clone()).collect();
         for name in names {
             match self.find_or_make(platform, &name) {
                 Ok(_) => platform.log(format_args!("disk {name}: made")),
-                Err(refusal) => platform.log(format_args!("disk {name} is refused: {refusal}")),
+                Err(refusal) => {
+                    if let Some(upstream) = self.upstreams.get_mut(device) {
+                        upstream.say(platform, format_args!("disk {name} is refused: {refusal}"));
+                    }
+                }
             }
         }
     }

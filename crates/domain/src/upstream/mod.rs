@@ -30,6 +30,7 @@ use xen_abi::{DomId, EvtchnPort, Instant, SharedMemory, XenbusState};
 use crate::create::SECTORS_PER_PAGE;
 use crate::inquiry::Inquiry;
 use crate::platform::Platform;
+use crate::text::{Dropped, LineLimit};
 
 /// How long a backend may take for each thing that we wait for at the end: the answers to what is in
 /// flight, and its own states. libxl gives a detach 10 s.
@@ -85,6 +86,8 @@ pub(crate) struct Upstream<M: SharedMemory> {
     /// When it is said that it is missing, unless it is connected by then.
     missing_at: Option<Instant>,
     reclaim_at: Option<Instant>,
+    /// How many lines its backend may still cause.
+    lines: LineLimit,
 }
 
 /// The domain that serves an upstream disk, and the directory of its half.
@@ -115,6 +118,7 @@ impl<M: SharedMemory> Upstream<M> {
             closing_until: None,
             missing_at: None,
             reclaim_at: None,
+            lines: LineLimit::new(),
         }
     }
 
@@ -147,6 +151,13 @@ impl<M: SharedMemory> Upstream<M> {
     /// Whether nothing of it is waited for where the domain is to end.
     fn is_closed(&self) -> bool {
         self.peer.is_none() || self.handshake.is_closed()
+    }
+
+    /// Says a line that its backend may cause, as often as is bearable.
+    fn say<P: Platform>(&mut self, platform: &mut P, text: fmt::Arguments<'_>) {
+        if let Some(dropped) = self.lines.allow(platform.now()) {
+            platform.log(format_args!("{self}: {text}{}", Dropped(dropped)));
+        }
     }
 
     /// Takes the answer for a node of an inquiry.

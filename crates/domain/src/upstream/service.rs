@@ -45,7 +45,7 @@ impl<P: Platform> Domain<P> {
             }
             upstream.draining = false;
             if let Some(broken) = broken {
-                platform.log(format_args!("upstream {device}: {broken}"));
+                upstream.say(platform, format_args!("{broken}"));
             }
             upstream.handle(broken.map_or(Event::Drained, |_| Event::Broken));
             self.proceed_upstream(platform, device);
@@ -62,7 +62,7 @@ impl<P: Platform> Domain<P> {
         }
         drop(shared);
         if let Some(broken) = broken.filter(|_| upstream.is_connected()) {
-            platform.log(format_args!("{upstream}: {broken}"));
+            upstream.say(platform, format_args!("{broken}"));
             upstream.handle(Event::Broken);
             self.proceed_upstream(platform, device);
         } else if has_news {
@@ -174,7 +174,7 @@ impl<P: Platform> Domain<P> {
             }
             if upstream.closing_until.is_some_and(|at| at <= now) {
                 upstream.closing_until = None;
-                platform.log(format_args!("{upstream}: its backend is not waited for any more"));
+                upstream.say(platform, format_args!("its backend is not waited for any more"));
                 upstream.handle(Event::TimedOut);
                 self.proceed_upstream(platform, device);
             }
