@@ -282,6 +282,11 @@ impl Requests {
         });
     }
 
+    /// Whether a request that is over was not handed back.
+    pub(crate) fn has_completed(&self) -> bool {
+        self.over.iter().any(|over| !over.is_empty())
+    }
+
     /// Hands back a request of a namespace that is over.
     pub(crate) fn complete(&mut self, namespace: usize) -> Option<Completion<Buffer>> {
         let index = self.over.get_mut(namespace)?.pop_front()?;

@@ -190,6 +190,11 @@ impl Driven {
         [due, look].into_iter().flatten().min()
     }
 
+    /// Whether a request is over that its disk was not told of.
+    pub(crate) fn has_completed(&self) -> bool {
+        self.controller.borrow().has_completed()
+    }
+
     /// Shuts the controller down, which writes its cache.
     pub(crate) fn end(&mut self, xen: &mut Xen<Hvm>) {
         self.controller.borrow_mut().shutdown();

@@ -20,7 +20,9 @@ impl<P: Platform> Domain<P> {
                 self.pump_upstream(platform, upstream.device);
             }
         }
-        for at in 0..self.namespaces.len() {
+        // Those of one controller share its buffers: what one lets go of another may wait for.
+        let nr_rounds = self.namespaces.len().min(2);
+        for at in (0..self.namespaces.len()).cycle().take(nr_rounds * self.namespaces.len()) {
             let (namespace, shared) = &self.namespaces[at];
             if shared.borrow_mut().pump() {
                 self.ready_upstream(Ground::Namespace(*namespace));

@@ -175,6 +175,13 @@ impl<R: Registers, M: SharedMemory> Controller<R, M> {
         completion
     }
 
+    /// Whether a request is over and waits for [`complete`](Self::complete). It may be over because of a
+    /// [`step`](Self::step) alone, without an interrupt.
+    #[must_use]
+    pub fn has_completed(&self) -> bool {
+        self.requests.has_completed()
+    }
+
     /// The last request that failed and was completed since this was last asked, for a log.
     pub const fn take_error(&mut self) -> Option<(NamespaceId, IoError)> {
         self.requests.take_error()
