@@ -17,6 +17,9 @@ EVENT_PORT = Path("/dev/ttyS1")
 CONSOLE_LOGS = Path("/var/log/xen/console")
 """xenconsoled --log=guest writes guest-<name>.log here."""
 
+DEVICE_MODEL_LOGS = Path("/var/log/xen")
+"""libxl has the device model of an HVM domain write qemu-dm-<name>.log here."""
+
 XENSTORED_PID = Path("/run/xenstored.pid")
 XENCONSOLED_PID = Path("/run/xenconsoled.pid")
 """Where dom0's init lets the daemons write their process ids."""

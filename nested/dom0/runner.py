@@ -71,6 +71,8 @@ def _send_tails(events: Events, before: dict[Path, int]) -> None:
         if size == before.get(log) and log.stem.removeprefix("guest-") not in alive:
             continue
         events.send("tail", of=log.stem.removeprefix("guest-"), lines=log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
+    for log in sorted(names.DEVICE_MODEL_LOGS.glob("qemu-dm-*.log")):
+        events.send("tail", of=log.stem, lines=log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
     # Building a guest logs 30 lines of saved state that say nothing.
     dmesg = [line for line in xl("dmesg").output.splitlines() if not re.search(r"HVM ?d?\d+(v\d+)? (save|restore):", line)]
     events.send("tail", of="xl dmesg", lines=dmesg[-20:])

@@ -55,11 +55,11 @@ class Answers:
         return {"promises": kept.nr_promises, "entries": kept.nr_entries}
 
     def _hold_flushes(self, _nvme: Controller) -> dict:
-        """From now on a flush of the first namespace begins and does not end."""
+        """The next flush of the first namespace begins and does not end."""
         return self._qemu_io("break flush_to_disk held")
 
     def _let_flushes_go(self, _nvme: Controller) -> dict:
-        return self._qemu_io("remove_break held")
+        return self._qemu_io("resume held")
 
     def _qemu_io(self, command: str) -> dict:
         with contextlib.closing(Monitor(self._monitor)) as monitor:

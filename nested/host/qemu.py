@@ -114,8 +114,9 @@ def exclusive(say: Say) -> Iterator[None]:
 @contextlib.contextmanager
 def running(arguments: list[str], log: Path, interactive: bool) -> Iterator[subprocess.Popen]:
     """Runs QEMU for the length of the block; what is still running at its end is killed."""
-    with log.open("wb") as err:
-        process = subprocess.Popen(arguments, stdin=None if interactive else subprocess.DEVNULL, stderr=err)
+    with log.open("wb") as said:
+        terminal = {} if interactive else {"stdin": subprocess.DEVNULL, "stdout": said}
+        process = subprocess.Popen(arguments, stderr=said, **terminal)
         try:
             yield process
         finally:
