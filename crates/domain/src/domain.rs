@@ -49,10 +49,12 @@ pub struct Domain<P: Platform> {
     pub(crate) upstreams: Upstreams<Granted<P>>,
     /// Namespaces of our own controllers, by name.
     pub(crate) namespaces: Vec<(Namespace, SharedNamespace<P>)>,
+    /// Which vbd is the first to look where an upstream disk has news, counted on and on.
+    pub(crate) first_ready: usize,
     /// Disks with a name that are on those, but not made yet.
     pub(crate) defined: Vec<Defined>,
     /// Vbds whose ring may have requests, each once.
-    pub(crate) runnable: VecDeque<VbdKey>,
+    runnable: VecDeque<VbdKey>,
     pub(crate) images: Images,
     pub(crate) disks: Disks,
     /// Disks whose pages are being given back.
@@ -159,6 +161,7 @@ impl<P: Platform> Domain<P> {
             ports: Ports::default(),
             upstreams: Upstreams::new(),
             namespaces: namespaces.into_iter().map(shared).collect(),
+            first_ready: 0,
             defined: Vec::new(),
             runnable: VecDeque::new(),
             images: Images::default(),

@@ -22,6 +22,11 @@ impl<M> Vbds<M> {
         Some(&self.0[self.find(key).ok()?])
     }
 
+    /// The one at that place in their order.
+    pub(crate) fn nth(&self, n: usize) -> Option<&Vbd<M>> {
+        self.0.get(n).map(Box::as_ref)
+    }
+
     pub(crate) fn get_mut(&mut self, key: &VbdKey) -> Option<&mut Vbd<M>> {
         let at = self.find(key).ok()?;
         Some(&mut self.0[at])

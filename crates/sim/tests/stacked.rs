@@ -730,3 +730,25 @@ fn the_console_bears_a_backend_that_comes_and_goes() {
     lab.try_detach(device, Detach::Forced).unwrap();
     assert_eq!(machine.grants().nr_grants(lab.domid()), 0);
 }
+
+#[test]
+fn who_takes_all_pages_leaves_others_their_turn() {
+    for seed in seeds(3) {
+        let spec = DiskSpec::new("xvdb", "ram,size=2M");
+        let (mut lab, _, _, _) = stacked(seed, "vbd-pages=32", &spec);
+        let guests = [(); 3].map(|()| lab.create_guest());
+        let slices = ["vbd/xvdb,size=512K", "vbd/xvdb,offset=512K,size=512K", "vbd/xvdb,offset=1M"];
+        let disks = [0, 1, 2].map(|n| lab.attach(guests[n], "xvda", slices[n]));
+        for disk in disks {
+            lab.connect(disk);
+        }
+        for busy in [disks[0], disks[1]] {
+            lab.frontend(busy).want(1_000_000);
+        }
+        // The last in any order of them.
+        lab.random_io(disks[2], 300);
+        let answers = disks.map(|disk| lab.frontend(disk).answers().okay);
+        println!("{answers:?}");
+        assert!(answers[0] + answers[1] < 4 * 300, "{answers:?}");
+    }
+}

@@ -72,34 +72,27 @@ impl<P: Platform> Domain<P> {
         }
     }
 
-    /// Has everybody look again who has a disk on a device. On the way of a request: nothing is
-    /// allocated.
+    /// Has everybody look again who has a disk on a device, another one first each time: what has
+    /// become free may be enough for one alone. On the way of a request: nothing is allocated.
     fn ready_upstream(&mut self, device: Ground) {
-        let disks = &self.disks;
-        let is_on_it = |disk| {
-            let extent = disks.get(disk).and_then(|entry| entry.extent);
-            extent.is_some_and(|extent| extent.device == device)
-        };
-        for vbd in self.vbds.iter_mut() {
-            if vbd.rings.is_empty() || !vbd.disk().is_some_and(is_on_it) {
-                continue;
-            }
-            vbd.rings.iter_mut().for_each(|ring| ring.ready = true);
-            if !vbd.queued {
-                vbd.queued = true;
-                self.runnable.push_back(vbd.id.key);
+        let nr = self.vbds.len();
+        self.first_ready = self.first_ready.wrapping_add(1);
+        for n in 0..nr {
+            let Some(vbd) = self.vbds.nth(self.first_ready.wrapping_add(n) % nr) else { continue };
+            let (key, nr_rings) = (vbd.id.key, vbd.rings.len());
+            if self.is_on(vbd.disk(), device) {
+                (0..nr_rings).for_each(|ring| self.ready(key, ring));
             }
         }
     }
 
     /// The vbds of the disks on a device.
     fn vbds_on(&self, device: VirtualDevice) -> Vec<VbdKey> {
-        let on_it = self.vbds.iter().filter(|vbd| self.is_on(vbd.disk(), device));
+        let on_it = self.vbds.iter().filter(|vbd| self.is_on(vbd.disk(), Ground::Vbd(device)));
         on_it.map(|vbd| vbd.id.key).collect()
     }
 
-    fn is_on(&self, disk: Option<DiskId>, device: VirtualDevice) -> bool {
-        let device = Ground::Vbd(device);
+    fn is_on(&self, disk: Option<DiskId>, device: Ground) -> bool {
         let extent = disk.and_then(|disk| self.disks.get(disk)?.extent);
         extent.is_some_and(|extent| extent.device == device)
     }
