@@ -1,9 +1,13 @@
 //! A block device without the page cache.
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
 use std::ops::{Deref, DerefMut};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+
+use compio_buf::{IoBuf, Slice};
 
 use crate::Error;
 
@@ -12,6 +16,21 @@ pub const BLOCK_BYTES: usize = 4096;
 
 /// `O_DIRECT` of Linux on x86 (asm-generic/fcntl.h).
 const O_DIRECT: i32 = 0o40000;
+
+#[derive(Clone, Copy, Debug)]
+pub enum Op {
+    Read,
+    Write,
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Read => "read",
+            Self::Write => "write",
+        })
+    }
+}
 
 /// A device that is open for reading, and for writing if it may be written.
 #[derive(Debug)]
@@ -47,13 +66,21 @@ impl Device {
     /// Reads whole blocks into an aligned buffer.
     pub fn read(&self, block: u64, into: &mut [u8]) -> Result<(), Error> {
         let done = self.file.read_exact_at(into, byte_of(block));
-        done.map_err(|error| self.failed("read", block, into.len(), &error))
+        done.map_err(|error| self.failed(Op::Read, block, into.len(), &error))
     }
 
     /// Writes whole blocks from an aligned buffer.
     pub fn write(&self, block: u64, from: &[u8]) -> Result<(), Error> {
         let done = self.file.write_all_at(from, byte_of(block));
-        done.map_err(|error| self.failed("write", block, from.len(), &error))
+        done.map_err(|error| self.failed(Op::Write, block, from.len(), &error))
+    }
+
+    /// Reads into or writes from an aligned buffer of whole blocks.
+    pub fn request(&self, op: Op, block: u64, buffer: &mut [u8]) -> Result<(), Error> {
+        match op {
+            Op::Read => self.read(block, buffer),
+            Op::Write => self.write(block, buffer),
+        }
     }
 
     pub fn flush(&self) -> Result<(), Error> {
@@ -61,13 +88,21 @@ impl Device {
         done.map_err(|error| Error::Request(format!("{}: flush: {error}", self.path)))
     }
 
-    fn failed(&self, what: &str, block: u64, bytes: usize, error: &std::io::Error) -> Error {
+    /// Why a request did not succeed.
+    pub fn failed(&self, op: Op, block: u64, bytes: usize, error: &std::io::Error) -> Error {
         let (path, at) = (&self.path, byte_of(block));
-        Error::Request(format!("{path}: {what} of {bytes} bytes at byte {at}: {error}"))
+        Error::Request(format!("{path}: {op} of {bytes} bytes at byte {at}: {error}"))
     }
 }
 
-fn byte_of(block: u64) -> u64 {
+impl AsFd for Device {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Where a block begins.
+pub fn byte_of(block: u64) -> u64 {
     block * BLOCK_BYTES as u64
 }
 
@@ -84,6 +119,11 @@ impl Buffer {
         let memory = vec![0; len_bytes + BLOCK_BYTES];
         let start = memory.as_ptr().align_offset(BLOCK_BYTES);
         Self { memory, start, len_bytes }
+    }
+
+    /// The same bytes for a request that owns them while it is under way.
+    pub fn into_slice(self) -> Slice<Vec<u8>> {
+        self.memory.slice(self.start..self.start + self.len_bytes)
     }
 }
 

@@ -1,20 +1,14 @@
 //! Requests of one size, and how long each took.
 
-use std::thread;
 use std::time::Instant;
 
 use crate::Error;
 use crate::arguments::Arguments;
 use crate::bound::Bound;
-use crate::device::{BLOCK_BYTES, Buffer, Device};
+use crate::device::{BLOCK_BYTES, Buffer, Device, Op};
 use crate::latencies::Latencies;
+use crate::ring;
 use crate::rng::Rng;
-
-#[derive(Clone, Copy, Debug)]
-enum Op {
-    Read,
-    Write,
-}
 
 #[derive(Clone, Copy, Debug)]
 enum Pattern {
@@ -22,16 +16,15 @@ enum Pattern {
     Sequential,
 }
 
+/// Says which requests to make.
 #[derive(Debug)]
 struct Load {
-    device: Device,
-    op: Op,
     pattern: Pattern,
-    size_bytes: usize,
-    /// How many requests of this size lie side by side on the device.
+    /// How many requests lie side by side on the device, and how long each is.
     nr_places: u64,
-    seed: u64,
+    size_bytes: usize,
     bound: Bound,
+    rng: Rng,
 }
 
 pub fn run(mut arguments: Arguments) -> Result<String, Error> {
@@ -55,51 +48,52 @@ pub fn run(mut arguments: Arguments) -> Result<String, Error> {
     if nr_places == 0 {
         return Err(Error::Usage(format!("{} is smaller than --size", device.path())));
     }
-    let load = &Load { device, op, pattern, size_bytes, nr_places, seed, bound };
+    let mut load = Load { pattern, nr_places, size_bytes, bound, rng: Rng::new(seed) };
 
     let begin = Instant::now();
-    let all = thread::scope(|scope| {
-        let workers: Vec<_> =
-            (0..depth).map(|worker| scope.spawn(move || load.work(worker))).collect();
-        workers.into_iter().map(|worker| worker.join().expect("no worker panics")).reduce(merged)
-    });
-    let latencies = all.expect("there is a worker")?;
+    let latencies = if depth == 1 {
+        one_at_a_time(&device, op, load.buffer(op), || load.next())?
+    } else {
+        let buffers = (0..depth).map(|_| load.buffer(op)).collect();
+        ring::run(device, op, buffers, || load.next())?
+    };
     let seconds = begin.elapsed().as_secs_f64();
     let bytes = latencies.count() * size_bytes as u64;
     Ok(format!(r#"{{{}, "bytes": {bytes}, "seconds": {seconds:.6}}}"#, latencies.json()))
 }
 
-fn merged(
-    all: Result<Latencies, Error>,
-    one: Result<Latencies, Error>,
-) -> Result<Latencies, Error> {
-    let mut all = all?;
-    all.merge(&one?);
-    Ok(all)
-}
-
 impl Load {
-    fn work(&self, worker: u64) -> Result<Latencies, Error> {
-        let mut rng = Rng::new(self.seed.wrapping_add(worker << 32));
+    /// What every request of one slot reads into or writes.
+    fn buffer(&mut self, op: Op) -> Buffer {
         let mut buffer = Buffer::new(self.size_bytes);
-        if let Op::Write = self.op {
+        if let Op::Write = op {
             buffer
                 .chunks_exact_mut(8)
-                .for_each(|word| word.copy_from_slice(&rng.next_u64().to_le_bytes()));
+                .for_each(|word| word.copy_from_slice(&self.rng.next_u64().to_le_bytes()));
         }
-        let mut latencies = Latencies::new();
-        while let Some(number) = self.bound.next() {
-            let place = match self.pattern {
-                Pattern::Random => rng.below(self.nr_places),
-                Pattern::Sequential => number % self.nr_places,
-            };
-            let block = place * (self.size_bytes / BLOCK_BYTES) as u64;
-            let done = latencies.time(|| match self.op {
-                Op::Read => self.device.read(block, &mut buffer),
-                Op::Write => self.device.write(block, &buffer),
-            });
-            done.inspect_err(|_| self.bound.stop())?;
-        }
-        Ok(latencies)
+        buffer
     }
+
+    /// The first block of the next request, if there is one.
+    fn next(&mut self) -> Option<u64> {
+        let number = self.bound.next()?;
+        let place = match self.pattern {
+            Pattern::Random => self.rng.below(self.nr_places),
+            Pattern::Sequential => number % self.nr_places,
+        };
+        Some(place * (self.size_bytes / BLOCK_BYTES) as u64)
+    }
+}
+
+fn one_at_a_time(
+    device: &Device,
+    op: Op,
+    mut buffer: Buffer,
+    mut next: impl FnMut() -> Option<u64>,
+) -> Result<Latencies, Error> {
+    let mut latencies = Latencies::new();
+    while let Some(block) = next() {
+        latencies.time(|| device.request(op, block, &mut buffer))?;
+    }
+    Ok(latencies)
 }

@@ -9,6 +9,7 @@ mod bound;
 mod device;
 mod latencies;
 mod latency;
+mod ring;
 mod rng;
 mod verify;
 
@@ -20,7 +21,7 @@ use arguments::Arguments;
 const HELP: &str = "\
 lab-io latency --device PATH --op read|write BOUND
                [--pattern random|sequential] [--size BYTES] [--depth N] [--seed N]
-    requests of one size (4096), N of them at once (1)
+    requests of one size (4096), N of them at once (1); more than one by io_uring of Linux 6.1
 
 lab-io verify  --device PATH BOUND [--size BYTES] [--depth N] [--seed N]
     reads and writes of up to so many bytes (65536) at random places, now and then a flush, and at
