@@ -62,7 +62,9 @@ pub(crate) struct Hypercalls {
     /// What to add to an address in the first GiB for Xen's eyes, 0 for nothing.
     ///
     /// Xen walks our page tables for each argument that it reads or writes, and looks up each table
-    /// of them in its own: two fewer where one page maps the whole GiB.
+    /// of them in its own: two fewer where one page maps the whole GiB. The same for the instruction
+    /// that makes the call, which Xen reads where the processor does not say how long it was
+    /// (`svm_get_insn_len`).
     low_gib_again: usize,
 }
 
@@ -188,15 +190,14 @@ impl Hypercalls {
     pub(crate) unsafe fn poll_with_interrupts(self, poll: &Poll) -> Result<(), HypercallError> {
         let answer: i64;
         // The NOP takes STI's shadow: Xen finds no event deliverable in it.
-        // SAFETY: as for `poll`; the caller answers for the handlers.
+        // SAFETY: as for `raw`; the caller answers for the handlers.
         unsafe {
             asm!(
                 "sti",
                 "nop",
-                "call {page} + {offset}",
+                "call {way_in}",
                 "cli",
-                page = sym PAGE,
-                offset = const SCHED_OP * 32,
+                way_in = in(reg) self.way_in::<SCHED_OP>(),
                 inlateout("rdi") SCHEDOP_POLL => _,
                 inlateout("rsi") self.seen_by_xen(poll, 1) => _,
                 out("rdx") _, out("r10") _, out("r8") _, out("r9") _, out("rcx") _, out("r11") _,
@@ -273,6 +274,11 @@ impl Hypercalls {
         if is_within { address + self.low_gib_again } else { address }
     }
 
+    /// Where a hypercall begins. The image lies in the first GiB.
+    fn way_in<const NUMBER: usize>(self) -> usize {
+        PAGE.0.get().addr().wrapping_add(NUMBER * 32).wrapping_add(self.low_gib_again)
+    }
+
     /// # Safety
     /// `ops` are of the type that `command` takes, and its effect on memory is sound.
     unsafe fn grant_op<T>(self, command: usize, ops: &mut [T]) -> i64 {
@@ -296,9 +302,8 @@ impl Hypercalls {
         // the caller answers for its effect.
         unsafe {
             asm!(
-                "call {page} + {offset}",
-                page = sym PAGE,
-                offset = const NUMBER * 32,
+                "call {way_in}",
+                way_in = in(reg) self.way_in::<NUMBER>(),
                 inlateout("rdi") first => _,
                 inlateout("rsi") second => _,
                 inlateout("rdx") third => _,
