@@ -17,6 +17,10 @@
 //!    has marked the vCPU as blocked, sees the upcall that is due, and returns;
 //! 3. when it sleeps: an upcall that becomes due unblocks the vCPU (`vcpu_kick`).
 //!
+//! The event for a lone answer goes with the wait, in one multicall: an exit less for a request that
+//! comes alone. Between the two calls Xen may return to us, to have the rest of the multicall made
+//! again (`hypercall_preempt_check`); that is time 1 once more.
+//!
 //! An event that arrived before, while its port was masked, made no upcall: hence the look at the
 //! pending bits after unmasking. The handler returns with interrupts off, so it runs once a wait.
 
@@ -71,6 +75,8 @@ pub(crate) struct Events {
     ports: PortSet,
     /// Where the next look begins, so that no port is starved.
     cursor: EvtchnPort,
+    /// Whose peer is still to be sent an event.
+    to_notify: Option<EvtchnPort>,
 }
 
 impl Events {
@@ -85,7 +91,13 @@ impl Events {
         for word in &shared.evtchn_mask {
             word.store(u64::MAX, Ordering::Relaxed);
         }
-        Ok(Self { hypercalls, shared, ports: PortSet::new(), cursor: EvtchnPort(0) })
+        Ok(Self {
+            hypercalls,
+            shared,
+            ports: PortSet::new(),
+            cursor: EvtchnPort(0),
+            to_notify: None,
+        })
     }
 
     /// Waits for `port` as well, from now on.
@@ -95,6 +107,7 @@ impl Events {
 
     /// Closes `port`, and forgets an event of it that was not taken.
     pub(crate) fn close(&mut self, port: EvtchnPort) -> Result<(), HypercallError> {
+        self.send();
         self.ports.remove(port);
         let answer = self.hypercalls.close(port);
         if let Some((word, bit)) = place(port) {
@@ -119,14 +132,28 @@ impl Events {
         Some(port)
     }
 
+    /// Sends an event to the peer of `port`, at the latest with the next [`Self::wait`].
+    pub(crate) fn notify_with_wait(&mut self, port: EvtchnPort) {
+        self.send();
+        self.to_notify = Some(port);
+    }
+
+    /// Sends what is still to be sent.
+    pub(crate) fn send(&mut self) {
+        if let Some(port) = self.to_notify.take() {
+            // An error would be a port that was closed, which has no peer.
+            let _ = self.hypercalls.send(port);
+        }
+    }
+
     /// Waits until there is an event to take, or until `deadline`. May return early.
-    pub(crate) fn wait(&self, deadline: Option<Instant>) {
+    pub(crate) fn wait(&mut self, deadline: Option<Instant>) {
         self.wait_after(deadline, || {});
     }
 
     /// As [`Self::wait`], but does something between the last look at the pending bits and the
     /// hypercall: the self test sends an event there.
-    pub(crate) fn wait_after(&self, deadline: Option<Instant>, after_last_look: impl FnOnce()) {
+    pub(crate) fn wait_after(&mut self, deadline: Option<Instant>, after_last_look: impl FnOnce()) {
         if let Some(port) = self.ports.hot() {
             HOT.store(port.0, Ordering::Relaxed);
         }
@@ -145,8 +172,14 @@ impl Events {
             // spin then, and still serve.
             // SAFETY: interrupts are off, as always outside this call. The vCPU's only interrupt
             // is the upcall, whose handler touches no register and writes an atomic alone.
-            let _ = unsafe { self.hypercalls.poll_with_interrupts(&POLL) };
+            let _ = unsafe {
+                match self.to_notify.take() {
+                    Some(port) => self.hypercalls.send_and_poll_with_interrupts(port, &POLL),
+                    None => self.hypercalls.poll_with_interrupts(&POLL),
+                }
+            };
         }
+        self.send();
         self.set_masks_of_others(Mask::Closed);
     }
 

@@ -17,12 +17,13 @@ use xen_pvh_boot::IdentityMap;
 
 use crate::abi::{
     AddToPhysmap, AllocUnbound, BindInterdomain, BindPirq, Close, GetFreePirq, HvmParam,
-    HvmParamOp, Poll, QuerySize, Send, Shutdown, ShutdownCode,
+    HvmParamOp, MulticallEntry, Poll, QuerySize, Send, Shutdown, ShutdownCode,
 };
 use crate::hypervisor::Hypervisor;
 
 // `xen.h`: the hypercalls' numbers.
 const MEMORY_OP: usize = 12;
+const MULTICALL: usize = 13;
 const GRANT_TABLE_OP: usize = 20;
 const SCHED_OP: usize = 29;
 const EVENT_CHANNEL_OP: usize = 32;
@@ -188,23 +189,27 @@ impl Hypercalls {
     /// Interrupts are off. The handler of each interrupt that can arrive leaves all registers as
     /// they were and touches no memory that Rust code does not share with it by atomics.
     pub(crate) unsafe fn poll_with_interrupts(self, poll: &Poll) -> Result<(), HypercallError> {
-        let answer: i64;
-        // The NOP takes STI's shadow: Xen finds no event deliverable in it.
-        // SAFETY: as for `raw`; the caller answers for the handlers.
-        unsafe {
-            asm!(
-                "sti",
-                "nop",
-                "call {way_in}",
-                "cli",
-                way_in = in(reg) self.way_in::<SCHED_OP>(),
-                inlateout("rdi") SCHEDOP_POLL => _,
-                inlateout("rsi") self.seen_by_xen(poll, 1) => _,
-                out("rdx") _, out("r10") _, out("r8") _, out("r9") _, out("rcx") _, out("r11") _,
-                lateout("rax") answer,
-            );
-        }
-        check(answer)
+        // SAFETY: Xen writes nothing; the caller answers for the handlers.
+        check(unsafe { self.with_interrupts::<SCHED_OP>(SCHEDOP_POLL, self.seen_by_xen(poll, 1)) })
+    }
+
+    /// `EVTCHNOP_send` and then [`Self::poll_with_interrupts`], in one exit.
+    ///
+    /// # Safety
+    /// As of [`Self::poll_with_interrupts`].
+    pub(crate) unsafe fn send_and_poll_with_interrupts(
+        self,
+        port: EvtchnPort,
+        poll: &Poll,
+    ) -> Result<(), HypercallError> {
+        let send = Send { port };
+        let mut calls = [
+            MulticallEntry::new(EVENT_CHANNEL_OP, EVTCHNOP_SEND, self.seen_by_xen(&send, 1)),
+            MulticallEntry::new(SCHED_OP, SCHEDOP_POLL, self.seen_by_xen(poll, 1)),
+        ];
+        let address = self.seen_by_xen(calls.as_mut_ptr(), calls.len());
+        // SAFETY: Xen writes the entries' answers; the caller answers for the handlers.
+        check(unsafe { self.with_interrupts::<MULTICALL>(address, calls.len()) })
     }
 
     /// `SCHEDOP_yield`.
@@ -292,6 +297,28 @@ impl Hypercalls {
     unsafe fn op<const NUMBER: usize, T>(self, command: usize, op: &mut T) -> i64 {
         // SAFETY: the caller's contract.
         unsafe { self.raw::<NUMBER>(command, self.seen_by_xen(op, 1), 0) }
+    }
+
+    /// # Safety
+    /// As of [`Self::raw`] and of [`Self::poll_with_interrupts`].
+    unsafe fn with_interrupts<const NUMBER: usize>(self, first: usize, second: usize) -> i64 {
+        let answer: i64;
+        // STI takes effect after CALL: Xen must not find the vCPU in its shadow, where no event is
+        // deliverable.
+        // SAFETY: the caller's contract.
+        unsafe {
+            asm!(
+                "sti",
+                "call {way_in}",
+                "cli",
+                way_in = in(reg) self.way_in::<NUMBER>(),
+                inlateout("rdi") first => _,
+                inlateout("rsi") second => _,
+                out("rdx") _, out("r10") _, out("r8") _, out("r9") _, out("rcx") _, out("r11") _,
+                lateout("rax") answer,
+            );
+        }
+        answer
     }
 
     /// # Safety

@@ -107,6 +107,10 @@ impl<M: Machine> Grants for Xen<M> {
     fn notify(&mut self, port: EvtchnPort) {
         let _ = self.hypercalls.send(port);
     }
+
+    fn notify_with_wait(&mut self, port: EvtchnPort) {
+        self.events.notify_with_wait(port);
+    }
 }
 
 impl<M: Machine> blkfront::GrantTable for Xen<M> {

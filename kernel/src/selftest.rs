@@ -44,9 +44,9 @@ fn overflow_stack(depth: u64) -> u64 {
     overflow_stack(black_box(depth) + 1) + black_box(depth)
 }
 
-/// Binds 129 ports to ourselves, and has each one end two waits, the first while it is not hot: an
-/// event that is sent after the last look at the pending bits must be found by the hypercall. The
-/// ports stay bound beside those that the domain binds from now on.
+/// Binds 129 ports to ourselves, and has each one end four waits, two of them while it is not hot: an
+/// event that is sent after the last look at the pending bits must be found by the hypercall, and one
+/// that goes with the wait, too. The ports stay bound beside those that the domain binds from now on.
 fn ports(hypercalls: Hypercalls, clock: Clock, events: &mut Events) -> Result<(), HypercallError> {
     let mut pairs = [(EvtchnPort(0), EvtchnPort(0)); NR_PORTS];
     for pair in &mut pairs {
@@ -59,14 +59,23 @@ fn ports(hypercalls: Hypercalls, clock: Clock, events: &mut Events) -> Result<()
     // Binding makes an event.
     while events.take().is_some() {}
 
-    for (sender, bound) in pairs.into_iter().flat_map(|pair| [pair; 2]) {
-        let deadline = clock.now().after(LIMIT);
-        let mut sent = Ok(());
-        events.wait_after(Some(deadline), || sent = hypercalls.send(sender));
-        sent?;
-        assert!(clock.now() < deadline, "selftest ports: port {bound} did not end the wait");
-        let taken = (events.take(), events.take());
-        assert!(taken == (Some(bound), None), "selftest ports: {bound} gave {taken:?}");
+    for goes_with_wait in [false, true] {
+        for (sender, bound) in pairs.into_iter().flat_map(|pair| [pair; 2]) {
+            let deadline = clock.now().after(LIMIT);
+            let mut sent = Ok(());
+            if goes_with_wait {
+                events.notify_with_wait(sender);
+            }
+            events.wait_after(Some(deadline), || {
+                if !goes_with_wait {
+                    sent = hypercalls.send(sender);
+                }
+            });
+            sent?;
+            assert!(clock.now() < deadline, "selftest ports: port {bound} did not end the wait");
+            let taken = (events.take(), events.take());
+            assert!(taken == (Some(bound), None), "selftest ports: {bound} gave {taken:?}");
+        }
     }
     // Without an event the wait lasts.
     let end = clock.now().after(Duration::from_millis(20));

@@ -189,7 +189,7 @@ fn run<M: Machine>(
         // It sends what the domain asked its devices for.
         let due = machine.step(&xen);
         match next {
-            Next::Now => {}
+            Next::Now => xen.events.send(),
             Next::At(deadline) => {
                 let deadline = due.map_or(deadline, |due| due.min(deadline));
                 xen.events.wait(Some(deadline));
@@ -198,6 +198,7 @@ fn run<M: Machine>(
             Next::Shutdown(reason) => break reason,
         }
     };
+    xen.events.send();
     machine.end(&mut xen);
     console::flush(xen.clock, FLUSH_LIMIT);
     xen.hypercalls.shutdown(match reason {

@@ -388,7 +388,11 @@ impl Engine {
             queue.in_flight.extend(late.map(|(entry, segments)| Parked { entry, segments }));
         }
         if nr_done > 0 && queue.ring.publish() == Notify::Needed {
-            grants.notify(queue.port);
+            if nr_done == 1 {
+                grants.notify_with_wait(queue.port);
+            } else {
+                grants.notify(queue.port);
+            }
         }
         refused
     }

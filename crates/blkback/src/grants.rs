@@ -51,6 +51,12 @@ pub trait Grants {
 
     /// Sends an event (`EVTCHNOP_send`). A port that is gone is no error: its peer is, too.
     fn notify(&mut self, port: EvtchnPort);
+
+    /// As [`Grants::notify`], but it may go with the wait that comes next: for a lone answer, to which an
+    /// exit less is one of two.
+    fn notify_with_wait(&mut self, port: EvtchnPort) {
+        self.notify(port);
+    }
 }
 
 /// A grant that could not be mapped.

@@ -249,6 +249,20 @@ fn a_full_ring_costs_one_copy_call_and_is_answered_in_order() {
 }
 
 #[test]
+fn only_the_event_for_a_lone_answer_may_wait() {
+    for (nr_requests, nr_with_wait) in [(1, 1), (2, 0), (32, 0)] {
+        let mut lab = Lab::new();
+        let (_, gref) = lab.page(GrantAccess::ReadWrite);
+        (0..nr_requests).for_each(|n| _ = lab.put(read(8 * n, &[segment(gref, 0, 7)])));
+        let before = lab.machine.counters();
+        lab.turn();
+        let after = lab.machine.counters();
+        assert_eq!(after.sends - before.sends, 1, "{nr_requests}");
+        assert_eq!(after.sends_with_wait - before.sends_with_wait, nr_with_wait, "{nr_requests}");
+    }
+}
+
+#[test]
 fn indirect_requests_of_a_ring_cost_two_copy_calls_and_data_goes_both_ways() {
     let mut lab = Lab::new();
     let pages: Vec<(Page, GrantRef)> = (0..256).map(|_| lab.page(GrantAccess::ReadWrite)).collect();

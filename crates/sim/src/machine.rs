@@ -55,6 +55,8 @@ pub struct Counters {
     pub mapped_copies: u64,
     /// Events sent.
     pub sends: u64,
+    /// Those among them that may go with the next wait.
+    pub sends_with_wait: u64,
 }
 
 /// When a host begins: later than the zero of its clock.

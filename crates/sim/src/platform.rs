@@ -286,6 +286,11 @@ impl Grants for SimPlatform {
         self.machine.count(|counters| counters.sends += 1);
         let _ = self.machine.events().send(self.domid, port);
     }
+
+    fn notify_with_wait(&mut self, port: EvtchnPort) {
+        self.machine.count(|counters| counters.sends_with_wait += 1);
+        self.notify(port);
+    }
 }
 
 impl Platform for SimPlatform {

@@ -3,6 +3,7 @@
 mod event;
 mod grant;
 mod hvm;
+mod multicall;
 mod physdev;
 mod sched;
 mod shared_info;
@@ -10,6 +11,7 @@ mod shared_info;
 pub(crate) use event::{AllocUnbound, BindInterdomain, BindPirq, Close, Send};
 pub(crate) use grant::QuerySize;
 pub(crate) use hvm::{AddToPhysmap, HvmParam, HvmParamOp};
+pub(crate) use multicall::MulticallEntry;
 pub(crate) use physdev::GetFreePirq;
 pub(crate) use sched::{Poll, Shutdown, ShutdownCode};
 pub(crate) use shared_info::{SharedInfo, VcpuTimeInfo};
