@@ -40,6 +40,12 @@ TRACED = 0.1
 SMALL_DISK_MIB = 8
 
 
+# What the guest does for itself, whoever serves it, hides what is measured: a scheduler, looking for requests
+# to merge with, statistics.
+BARE_QUEUE = """
+cd /sys/block/{vdev}/queue
+echo none > scheduler && echo 2 > nomerges && echo 0 > iostats && echo 0 > add_random"""
+
 # What busybox' dd says of the time is too coarse.
 DD = """
 now() {{ sed -n 's/^now at \\([0-9]*\\) nsecs/\\1/p' /proc/timer_list; }}
@@ -90,6 +96,7 @@ def attached(guest: Guest, backends: list[Backend], *, persistent: bool) -> Iter
     vdevs = {backend.name: f"xvd{chr(ord('b') + number)}" for number, backend in enumerate(backends)}
     for backend in backends:
         backend.attach(guest, vdevs[backend.name])
+        guest.sh(BARE_QUEUE.format(vdev=vdevs[backend.name]))
         # So that all pages are there, and as many grants as any case needs.
         for operation in ("write", "read"):
             guest.io(f"latency --device /dev/{vdevs[backend.name]} --op {operation} --pattern sequential --size {MIB} --depth 4 --count {2 * DISK_MIB}", 600)
