@@ -54,15 +54,37 @@ impl Frames {
     /// Copies out of pages that a peer shares, each byte fetched once.
     #[inline]
     pub(crate) fn copy_in(&mut self, from: &Region, offset: usize, to: FrameAddr, len: usize) {
-        // SAFETY: both `at`s have checked their range; no Rust object lies in either, and the copy
-        // is made by instructions that the compiler does not see into.
-        unsafe { copy::copy(from.at(offset, len), self.at(to, len), len) };
+        if contains(self.start, self.len_bytes, to, len as u64) {
+            // SAFETY: both ranges are checked; no Rust object lies in either, and the copy is made by
+            // instructions that the compiler does not see into.
+            unsafe { copy::copy(from.at(offset, len), address(to), len) };
+        } else {
+            self.copy_into_others(from, offset, to, len);
+        }
     }
 
     /// Copies into pages that a peer shares.
     #[inline]
     pub(crate) fn copy_out(&self, from: FrameAddr, to: &Region, offset: usize, len: usize) {
-        // SAFETY: as in `copy_in`.
+        if contains(self.start, self.len_bytes, from, len as u64) {
+            // SAFETY: as in `copy_in`.
+            unsafe { copy::copy(address(from), to.at(offset, len), len) };
+        } else {
+            self.copy_out_of_others(from, to, offset, len);
+        }
+    }
+
+    /// As [`Self::copy_in`]. Apart, since what calls nothing but the copy at its end saves no register.
+    #[inline(never)]
+    fn copy_into_others(&mut self, from: &Region, offset: usize, to: FrameAddr, len: usize) {
+        // SAFETY: both `at`s have checked their range; as in `copy_in`.
+        unsafe { copy::copy(from.at(offset, len), self.at(to, len), len) };
+    }
+
+    /// As [`Self::copy_out`].
+    #[inline(never)]
+    fn copy_out_of_others(&self, from: FrameAddr, to: &Region, offset: usize, len: usize) {
+        // SAFETY: as in `copy_into_others`.
         unsafe { copy::copy(self.at(from, len), to.at(offset, len), len) };
     }
 
