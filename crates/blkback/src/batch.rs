@@ -112,6 +112,21 @@ impl<G: Grants> Gather<'_, G> {
         }
     }
 
+    /// Copies between mapped pages and the `left` bytes of frames from `at` on, as many whole segments as
+    /// lie in both: what is left, and from where.
+    fn copy_whole(&mut self, mut at: FrameAddr, mut left: usize) -> (FrameAddr, usize) {
+        let Some(mapped) = self.mapped else { return (at, left) };
+        while let [Piece { segment, place: Some(place) }, rest @ ..] = self.pieces
+            && let Some(after) = left.checked_sub(segment.len_bytes().into())
+        {
+            self.copy(mapped.page(*place), segment.offset(), at, segment.len_bytes());
+            at = at.after(segment.len_bytes().into());
+            left = after;
+            self.pieces = rest;
+        }
+        (at, left)
+    }
+
     /// Adds the copies between a granted page and frames of ours, each within one frame.
     #[inline(never)]
     fn copy_by_xen(&mut self, gref: GrantRef, mut offset: u16, mut at: FrameAddr, mut left: u16) {
@@ -135,6 +150,10 @@ impl<G: Grants> Gather<'_, G> {
 impl<G: Grants> ExtentSink for Gather<'_, G> {
     fn extent(&mut self, extent: Extent) {
         let (mut at, mut left) = match extent {
+            Extent::Frames { at, len_bytes } if self.used_bytes == 0 => {
+                let (at, left) = self.copy_whole(at, len_bytes);
+                (Some(at), left)
+            }
             Extent::Frames { at, len_bytes } => (Some(at), len_bytes),
             Extent::Zero { len_bytes } => (Some(FrameAddr::start_of(self.zero)), len_bytes),
             Extent::Discarded { len_bytes } => (None, len_bytes),
