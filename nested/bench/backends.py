@@ -16,7 +16,7 @@ LINUX_NAME = "linux-driver"
 NR_DISKS = 4
 """How many a Linux backend has; a Granary has as many as are asked for."""
 
-COPY_INSTRUCTIONS = {"sse": 557, "u64": 1288, "erms": 4096}
+COPY_INSTRUCTIONS = {"sse": 541, "u64": 1288, "erms": 4096}
 """What Granary's routines take for a page of 4 KiB (docs/benchmarks.md, "On the host")."""
 
 REP_MOVSQ_INSTRUCTIONS = 512
