@@ -85,7 +85,7 @@ def a_ring_of_16_pages(lab: Lab):
     guest.shutdown()
 
 
-@scenario(limit=60)
+@scenario(limit=60, group="all")
 def two_queues(lab: Lab):
     """A guest with two vCPUs uses a queue for each."""
     # Its second processor comes up when the kernel has booted: two that boot together spin on each

@@ -92,7 +92,7 @@ def four_guests_on_one_gold_image(lab: Lab):
         guest.shutdown()
 
 
-@scenario(limit=900)
+@scenario(limit=900, group="all")
 def qcow2_and_vhd_serve_the_same_bytes(lab: Lab):
     """One disk as qcow2, compressed or not, and as VHD, in one archive, is served as the same bytes."""
     guest = lab.guest()

@@ -229,7 +229,7 @@ def xenstored_updated(lab: Lab):
     guest.detach("xvdb")
 
 
-@scenario(limit=180)
+@scenario(limit=180, group="all")
 def console_not_read(lab: Lab):
     """A console that nobody reads does not hold Granary up; when it is read again, lines come again."""
     guest, granary = lab.guest(), lab.granary

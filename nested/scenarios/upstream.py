@@ -83,7 +83,7 @@ def an_overlay_leaves_it_alone(lab: Lab):
     images.remove(gold)
 
 
-@scenario(limit=180)
+@scenario(limit=180, group="all")
 def slices(lab: Lab):
     """Two disks that are parts of one upstream disk are written side by side, each into its part."""
     guest = lab.guest()
@@ -148,7 +148,7 @@ def an_fsync_reaches_it(lab: Lab):
 FLUSH_SECONDS = 3
 
 
-@scenario(limit=180)
+@scenario(limit=180, group="all")
 def an_fsync_waits_for_it(lab: Lab):
     """A guest's fsync takes no less than the upstream disk's flush, and other disks do not wait for it."""
     guest = lab.guest()
