@@ -91,7 +91,7 @@ impl Subject {
                 (Side::Frontend, STATE),
             ]),
             Self::Upstream(About::State) => {
-                nodes(&[(Side::Frontend, STATE), (Side::Backend, STATE)])
+                nodes(&[(Side::Frontend, STATE), (Side::Frontend, BACKEND), (Side::Backend, STATE)])
             }
             Self::Upstream(About::Order) => nodes(&[(Side::Backend, keys::MAX_RING_PAGE_ORDER)]),
             Self::Upstream(About::Disk) => nodes(&Disk::KEYS.map(|name| (Side::Backend, name))),

@@ -752,3 +752,29 @@ fn who_takes_all_pages_leaves_others_their_turn() {
         assert!(answers[0] + answers[1] < 4 * 300, "{answers:?}");
     }
 }
+
+#[test]
+fn another_backend_may_take_the_place_of_one_between_two_looks() {
+    for seed in seeds(4) {
+        let spec = DiskSpec::new("xvdb", "ram,size=1M");
+        let (mut lab, server, upstream, nr_free) = stacked(seed, "disk=far,vbd,dev=xvdb", &spec);
+        lab.run_for(Duration::from_secs(1));
+        let next = Device::new(lab.create_server(""), lab.domid(), 51728);
+        lab.settle();
+        lab.destroy_server(server);
+        // Its end needs nobody, so that nothing of ours runs in between.
+        lab.begin(Operation::detach(lab.machine(), upstream, Detach::Forced));
+        let id = lab.begin(Operation::attach(lab.machine(), next, &spec));
+        lab.finish(id).unwrap();
+        let connected = |lab: &Lab| lines_with(lab, "upstream xvdb: connected") == 2;
+        lab.run_until("the connection", connected);
+        let guest = lab.create_guest();
+        let disk = lab.attach(guest, "xvda", "far");
+        lab.connect(disk);
+        lab.random_io(disk, 50);
+        lab.destroy(guest);
+        lab.try_detach(next, Detach::Polite).unwrap();
+        lab.run_for(Duration::from_secs(1));
+        assert_clean(&mut lab, nr_free);
+    }
+}

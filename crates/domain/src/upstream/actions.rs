@@ -234,8 +234,11 @@ impl<P: Platform> Domain<P> {
             Subject::Upstream(About::Peer) => self.meet_peer(platform, device, inquiry.first()),
             Subject::Upstream(About::State) => {
                 let Some(upstream) = self.upstreams.get_mut(device) else { return };
-                let [ours, theirs] = inquiry.first();
-                if ours.is_none() {
+                let [ours, dir, theirs] = inquiry.first();
+                // Between two looks another directory may have come in the place of ours.
+                let is_another = upstream.peer.as_ref().map(|peer| peer.dir.as_bytes()) != dir
+                    || upstream.is_connected() && ours == Some(b"1");
+                if ours.is_none() || is_another {
                     upstream.handle(Event::Vanished);
                     return;
                 }
