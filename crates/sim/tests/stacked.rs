@@ -313,9 +313,11 @@ fn it_goes_and_comes_back_again_and_again_while_xenstored_now_and_then_stands_st
             let how = [Detach::Polite, Detach::Forced][lab.rng().index(2)];
             lab.try_detach(upstream, how).unwrap();
             lab.run_until("the end", |lab| lab.is_closed(left) && lab.is_closed(fork));
-            // What the backend still had mapped is asked for again.
-            lab.run_for(Duration::from_millis(1100));
-            assert_eq!(lab.machine().grants().nr_grants(lab.domid()), 0, "{}", lab.report());
+            if lab.rng().one_in(2) {
+                // What the backend still had mapped is asked for again.
+                lab.run_for(Duration::from_millis(1100));
+                assert_eq!(lab.machine().grants().nr_grants(lab.domid()), 0, "{}", lab.report());
+            }
             upstream = lab.serve(server, &spec);
             let mut model = lab.frontend(left).model().cloned();
             model.as_mut().unwrap().forget();

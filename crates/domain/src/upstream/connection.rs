@@ -34,6 +34,7 @@ impl<P: Platform> Domain<P> {
         device: VirtualDevice,
         offered: Option<&[u8]>,
     ) {
+        self.reclaim_upstream(platform, device);
         match self.grant_ring(platform, device, offered) {
             Ok(ring) => {
                 let nodes = ring.announcement();
