@@ -33,6 +33,8 @@ def usage_when_connected(granary: Granary, guest: Guest) -> Usage:
     """What it has in use while its upstream disk is connected, and nobody has a disk on it."""
     guest.attach(served(granary, "xvdb", "up"))
     guest.detach("xvdb")
+    # libxl is done when the directory is gone, and what is in use is written after that.
+    eventually("nobody has a disk", lambda: granary.usage().vbds == 0)
     return granary.usage()
 
 
