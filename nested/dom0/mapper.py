@@ -25,8 +25,10 @@ def loop(file: Path) -> Iterator[Path]:
 def _mapped(name: str, *table: str) -> Iterator[Path]:
     """A device of this table; at the end nobody may have it open."""
     _dmsetup("create", name, _table(name, table))
+    # Below /dev/mapper there are names only where there is udev.
+    minor = run("dmsetup", "info", "--columns", "--noheadings", "-o", "minor", name).expect(0).output.strip()
     try:
-        yield Path("/dev/mapper") / name
+        yield Path(f"/dev/dm-{minor}")
     except BaseException:
         # Whoever has it open may go later.
         run("dmsetup", "remove", "--deferred", name)
