@@ -92,8 +92,14 @@ DOM0_MODULES = [
 DOM0_MODULES_AT_NEED = ["nvme"]
 # What serves disks of the type qdisk, and is the device model of HVM domains.
 QEMU = "usr/libexec/xen-qemu-system-i386"
-# What an HVM domain starts with, where QEMU and libxl look for it.
-FIRMWARE = ["usr/share/seabios/bios-256k.bin", "usr/share/qemu/pvh.bin", "usr/share/qemu/linuxboot_dma.bin"]
+# What an HVM domain starts with, where QEMU and libxl look for it. QEMU ends without a keymap, though
+# there is no display.
+FIRMWARE = [
+    "usr/share/seabios/bios-256k.bin",
+    "usr/share/qemu/pvh.bin",
+    "usr/share/qemu/linuxboot_dma.bin",
+    "usr/share/qemu/keymaps/en-us",
+]
 GUEST_PROGRAMS = ["mke2fs", "e2fsck", "blkdiscard", "fstrim"]
 # ext4 asks for crc32c by name at run time, which no dependency tells.
 GUEST_MODULES = ["xen-blkfront", "crc32c_generic", "ext4", "loop"]
