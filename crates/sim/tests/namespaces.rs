@@ -45,6 +45,7 @@ fn what_a_guest_writes_is_on_the_namespace() {
 fn parts_and_names_of_a_namespace_are_disks() {
     let words = "disk=left,nvme0n1,size=1M disk=right,nvme0n1,offset=1M";
     let (mut lab, namespace) = lab(1, words);
+    assert!(lab.machine().console().contains(&"disk right: made".into()));
     let guest = lab.create_guest();
     let right = connect(&mut lab, guest, "xvdb", "right");
     assert_eq!(lab.frontend(right).disk().unwrap().nr_sectors, 2048);

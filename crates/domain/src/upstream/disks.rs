@@ -69,10 +69,18 @@ impl<P: Platform> Domain<P> {
         base: Option<String>,
     ) -> Result<(), Refusal> {
         self.check_unused(name)?;
-        if let Ground::Vbd(device) = disk.device {
-            self.want_upstream(platform, device)?;
+        match disk.device {
+            Ground::Vbd(device) => {
+                self.want_upstream(platform, device)?;
+                self.defined.push(Defined { name: name.to_string(), disk, base });
+            }
+            // It is there from the start.
+            Ground::Namespace(_) => {
+                let entry = self.make_upstream(platform, &disk, Some(name.to_string()), base)?;
+                self.disks.add(entry)?;
+                platform.log(format_args!("disk {name}: made"));
+            }
         }
-        self.defined.push(Defined { name: name.to_string(), disk, base });
         Ok(())
     }
 
