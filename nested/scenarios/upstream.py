@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..dom0 import disks, files, images, mapper
 from ..dom0.domain import Granary, Guest, Usage, Work
 from ..dom0.lab import Lab
 from ..dom0.scenario import scenario
-from ..dom0.xen import Mismatch, Outcome, Stuck, eventually, expect, run, xl
+from ..dom0.xen import Mismatch, Outcome, Stuck, eventually, expect, run, xenstore, xl
 from ..writelog import durability
 
 # As its command line calls the disk that it has as xvdb.
@@ -231,6 +231,7 @@ def vanishes(lab: Lab, *detach: str) -> None:
     other = lab.guest()
     with granary_on(disks.blkback("xvdb", str(file))) as granary:
         before = usage_when_connected(granary, other)
+        nodes = own_nodes(granary)
         # What Linux does with requests of a disk that is gone is its affair: it has a guest of its own.
         bereft = Guest.create("bereft", served(granary, "xvdb", "up"))
         other.attach(disks.ram("xvdc", "16M", backend=granary.name))
@@ -247,20 +248,30 @@ def vanishes(lab: Lab, *detach: str) -> None:
         work.goes_on()
         work.end()
         other.detach("xvdc")
-        check_nothing_kept(granary.usage(), before)
+        check_nothing_kept(granary, before, nodes)
     images.remove(file)
 
 
-def check_nothing_kept(after: Usage, before: Usage) -> None:
-    """Of what it used when it had its upstream disk and nobody had a disk of it, nothing may have grown."""
+def check_nothing_kept(granary: Granary, before: Usage, nodes: set[str]) -> None:
+    """Of what it used when it had its upstream disk and nobody had a disk of it, nothing may have grown; what it granted is free."""
+    # A page stays in use for as long as its grant cannot be taken back.
+    total = granary.listing()["pool"]["total_pages"]
+    with suppress(Stuck):
+        eventually("all pages are free", lambda: granary.usage().free_pages == total)
+    expect("free pages", granary.usage().free_pages, total)
+    after = granary.usage()
     more = {
         name: (getattr(before, name), getattr(after, name))
         for name in ("handles", "ports", "watches", "vbds", "disks")
         if getattr(after, name) > getattr(before, name)
     }
-    if after.free_pages < before.free_pages:
-        more["free_pages"] = (before.free_pages, after.free_pages)
     expect("what it has kept", more, {})
+    expect("nodes that it has kept", own_nodes(granary) - nodes, set())
+
+
+def own_nodes(granary: Granary) -> set[str]:
+    """Its nodes in xenstore."""
+    return set(xenstore.ls(granary.home))
 
 
 @scenario(limit=300)
