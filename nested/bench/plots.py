@@ -94,5 +94,6 @@ def _panel(block: str, title: str, backends: list[str]) -> str:
     for index, backend in enumerate(backends):
         columns = ":".join(str(2 + 3 * index + value) for value in range(3))
         colour = next(granary if backend.startswith(GRANARY) else other)
-        bars.append(f"{block} using {columns}:xtic(1) title '{backend}' linecolor '{colour}'")
+        quoted = backend.replace("'", "''")
+        bars.append(f"{block} using {columns}:xtic(1) title '{quoted}' linecolor '{colour}'")
     return f"set title '{title}'\nplot " + ", \\\n     ".join(bars) + "\n"

@@ -299,6 +299,9 @@ class CommandLine(unittest.TestCase):
         self.assertEqual(done.returncode, 2)
         self.assertEqual(done.stderr.splitlines()[-1], "scripts/bench: error: --update is for exact figures, which --clock real does not give")
 
+    def test_a_name_with_an_apostrophe(self):
+        self.assertIn("title 'over dom0''s blkback'", plots._panel("$data0", "figure", ["over dom0's blkback"]))
+
     def test_no_gnuplot(self):
         with mock.patch("shutil.which", return_value=None), self.assertRaisesRegex(SystemExit, "^bench: no gnuplot. To get it: apt-get install gnuplot-nox$"):
             document.need_gnuplot()
