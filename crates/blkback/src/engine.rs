@@ -3,7 +3,8 @@
 //! A turn takes the requests at hand in one round. What they need of the hypervisor goes through as
 //! few hypercalls as there can be: data in pages that stay mapped takes none, all other data one,
 //! the segments of indirect requests in pages that are not mapped another. Nothing on this way
-//! allocates or logs, but for pages that are mapped for the first time.
+//! allocates or logs, but for pages that are mapped for the first time, and for requests that the
+//! store answers later: their segments are kept until then.
 
 use alloc::vec::Vec;
 
@@ -76,6 +77,11 @@ impl<M> Queue<M> {
         self.in_flight.len()
     }
 
+    /// Segments that are kept of them. The heap is to hold those of all rings.
+    fn nr_kept(&self) -> usize {
+        self.in_flight.iter().map(|parked| parked.segments.len()).sum()
+    }
+
     /// Gives up what is not answered, before the ring is let go. What the store works on it ends by
     /// itself, in frames of its own.
     pub fn abandon<F: FrameMemory>(
@@ -143,7 +149,7 @@ pub enum Next {
     Disk,
 }
 
-/// Serves the rings, one at a time. Holds what a round needs, so that no round allocates.
+/// Serves the rings, one at a time. Holds what a round needs, so that none allocates it.
 #[derive(Debug)]
 pub struct Engine {
     batch: Batch,
@@ -255,7 +261,7 @@ impl Engine {
             mapped.begin();
         }
         let mut next = Next::Event;
-        let mut is_held_back = false;
+        let mut is_held_back = queue.nr_kept() >= MAX_SEGMENTS;
         for Parked { mut entry, mut segments } in queue.in_flight.drain(..) {
             if entry.is_due(disk) {
                 if self.pieces.len() < MAX_SEGMENTS {
@@ -279,7 +285,7 @@ impl Engine {
     where
         M: xen_abi::SharedMemory,
     {
-        let mut nr_segments = 0;
+        let mut nr_segments = self.pieces.len();
         let mut unpacked_bytes = 0;
         let max_requests = MAX_IN_FLIGHT.min(self.round.len() + MAX_REQUESTS);
         while self.round.len() < max_requests
@@ -404,6 +410,7 @@ impl Engine {
     {
         // The frontend need not tell of requests that are not taken before the disk is ready.
         if queue.in_flight.len() >= MAX_IN_FLIGHT
+            || queue.nr_kept() >= MAX_SEGMENTS
             || queue.in_flight.iter().any(|parked| parked.entry.holds_back())
         {
             return Ok(Next::Event);

@@ -1,7 +1,7 @@
 //! Why a request is refused.
 
 use blkif::{OpCode, RequestId, SegmentError, Status};
-use store::StoreError;
+use store::{Failure, StoreError};
 use thiserror::Error;
 use xen_abi::GntStatus;
 
@@ -56,7 +56,10 @@ pub enum Reason {
 impl Reason {
     pub(crate) const fn status(self) -> Status {
         match self {
-            Self::Unsupported => Status::EOPNOTSUPP,
+            // A device may refuse what it offered, as Linux' backend has it.
+            Self::Unsupported | Self::Store(StoreError::Device(Failure::NotSupported)) => {
+                Status::EOPNOTSUPP
+            }
             _ => Status::ERROR,
         }
     }

@@ -332,10 +332,17 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
         match opened {
             Err(StoreError::Busy) => {
                 self.entries[owner].state = State::Parsed(task.clone());
-                self.next = Next::Disk;
+                self.wait_for_disk();
                 Ok(())
             }
             other => Ok(other?),
+        }
+    }
+
+    /// The disk is busy. What is ready and was left for the next round does not wait for it.
+    fn wait_for_disk(&mut self) {
+        if self.next == Next::Event {
+            self.next = Next::Disk;
         }
     }
 
@@ -431,7 +438,7 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
             // What the store works on is in its way.
             Err(StoreError::Busy) => {
                 self.entries[owner].state = State::Discarding(range, discard);
-                self.next = Next::Disk;
+                self.wait_for_disk();
             }
             progress => self.discarded(owner, range, discard, progress?),
         }

@@ -203,14 +203,20 @@ fn a_failure_is_the_requests_own() {
         assert_eq!(reason, Some((id, Reason::Store(StoreError::Device(Failure::Gone)))));
         assert_eq!(lab.answered(), (vec![], vec![(id, Status::ERROR)]));
     }
+    // A frontend stops flushing then, instead of taking its disk for a broken one.
+    let id = lab.put(flush());
+    lab.turn();
+    lab.disk.make_ready(0, Some(Failure::NotSupported));
+    lab.turn();
+    assert_eq!(lab.answered(), (vec![], vec![(id, Status::EOPNOTSUPP)]));
     lab.disk.writes = Naming::Later;
     lab.put(write(8, gref));
     lab.turn();
     lab.disk.make_ready(0, Some(Failure::Device));
     lab.turn();
-    assert_eq!(lab.answered(), (vec![], vec![(3, Status::ERROR)]));
+    assert_eq!(lab.answered(), (vec![], vec![(4, Status::ERROR)]));
     assert_eq!(lab.disk.nr_open(), 0);
-    assert_eq!(lab.queue.stats.nr_errors, 4);
+    assert_eq!(lab.queue.stats.nr_errors, 5);
 }
 
 #[test]
@@ -349,21 +355,30 @@ fn long_requests_that_are_ready_at_once_take_several_rounds() {
     }
     let mut grefs = [GrantRef(0); 8];
     grefs[0] = table_gref;
-    for n in 0..8 {
+    let put = |lab: &mut Lab, n: u64| {
         let (sector, max) = (Sector(n * 256), MaxIndirectSegments::MAX);
         let op = Indirect::new(IndirectOp::Read, sector, 256, grefs, max).unwrap();
-        lab.put(Operation::Indirect(op));
-    }
-    while lab.turn().next == Next::Work {}
-    assert_eq!(lab.disk.waiting().len(), 8);
+        lab.put(Operation::Indirect(op))
+    };
+    (0..3).for_each(|n| _ = put(&mut lab, n));
+    assert_eq!(lab.turn(), LATER);
+    (3..9).for_each(|n| _ = put(&mut lab, n));
+    // 768 segments are kept, so that there is room; with 1792 there is not.
+    assert_eq!(lab.turn(), LATER);
+    assert_eq!(lab.turn(), LATER);
+    assert_eq!(lab.disk.waiting().len(), 7);
     // The segments are ours by now.
+    let segments = table.bytes(0..PAGE_SIZE);
     table.fill(0xff);
-    (0..8).for_each(|place| lab.disk.make_ready(place, None));
+    (0..7).for_each(|place| lab.disk.make_ready(place, None));
     assert_eq!(lab.turn(), Turn { next: Next::Work, ..LATER });
     assert_eq!(lab.answered(), (vec![0, 1, 2, 3], vec![]));
-    assert_eq!(lab.turn(), LATER);
-    assert_eq!(lab.answered(), (vec![4, 5, 6, 7], vec![]));
-    assert_eq!(lab.queue.stats.nr_sectors_read, 8 * 256 * 8);
+    table.write(0, &segments);
+    assert_eq!(lab.turn(), Turn { next: Next::Work, ..LATER });
+    assert_eq!(lab.answered(), (vec![4, 5, 6], vec![]));
+    assert_eq!(lab.disk.waiting().len(), 1);
+    assert_eq!(lab.settle(), [7, 8]);
+    assert_eq!(lab.queue.stats.nr_sectors_read, 9 * 256 * 8);
 }
 
 /// Requests of a page each at random, made ready in a random order, against a model.
