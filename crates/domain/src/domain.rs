@@ -19,7 +19,7 @@ use crate::inbox::Tag;
 use crate::platform::{Next, Platform, Resources};
 use crate::ports::{PortUser, Ports};
 use crate::upstream::{Defined, Granted, Upstreams};
-use crate::vbd::{Identity, Opening, VbdKey};
+use crate::vbd::{Identity, Opening, Ring, VbdKey};
 use crate::vbds::Vbds;
 
 /// Events that one step takes: a peer that sends again as soon as one is taken would never let it
@@ -361,11 +361,17 @@ impl<P: Platform> Domain<P> {
         match self.engine.turn(&mut ring.queue, platform, &mut media) {
             Ok(turn) => {
                 ring.ready |= turn.next == blkback::Next::Work;
+                ring.next = turn.next;
                 if let Some(refused) = turn.refused {
                     vbd.say(platform, format_args!("{refused}"));
                 }
                 if let Some(status) = turn.lost {
                     platform.log(format_args!("{vbd}: a grant stays mapped: {status}"));
+                }
+                // What this ring let go of another one may have found busy.
+                if turn.next != blkback::Next::Disk {
+                    let is_held = |ring: &&mut Ring<_>| ring.next == blkback::Next::Disk;
+                    vbd.rings.iter_mut().filter(is_held).for_each(|ring| ring.ready = true);
                 }
                 if vbd.rings.iter().any(|ring| ring.ready) {
                     self.enqueue(key);

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use blkback::{
-    Action, Availability, Event, Persistence, Persistent, Queue, RingKeys, Stats, Terms,
+    Action, Availability, Event, Next, Persistence, Persistent, Queue, RingKeys, Stats, Terms,
 };
 use blkif::{BackRing, keys};
 use catalog::GrantUse;
@@ -153,7 +153,8 @@ impl<P: Platform> Domain<P> {
         self.mapped_left = left;
         for (n, (queue, max_mapped)) in queues.into_iter().enumerate() {
             let port = queue.port;
-            vbd.rings.push(Ring { queue, ready: false, max_mapped });
+            let next = Next::Event;
+            vbd.rings.push(Ring { queue, ready: false, next, max_mapped });
             self.ports.assign(port, PortUser::Ring(key, n));
         }
         vbd.handle(Event::Connected);

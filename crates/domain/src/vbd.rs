@@ -6,7 +6,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
-use blkback::{Action, Discards, Event, Handshake, Queue, Stats};
+use blkback::{Action, Discards, Event, Handshake, Next, Queue, Stats};
 use blkif::keys::VdiskInfo;
 use catalog::GrantUse;
 use store::Access;
@@ -68,6 +68,8 @@ pub(crate) struct Device {
 pub(crate) struct Ring<M> {
     pub(crate) queue: Queue<M>,
     pub(crate) ready: bool,
+    /// What its last turn ended with.
+    pub(crate) next: Next,
     /// Pages that may stay mapped for it.
     pub(crate) max_mapped: usize,
 }

@@ -203,6 +203,27 @@ fn an_overlay_leaves_what_it_is_over_as_it_was() {
     }
 }
 
+#[test]
+fn rings_of_an_overlay_that_meet_in_a_page_are_all_answered() {
+    for seed in seeds(24) {
+        // So small that writes of parts of a page meet all the time.
+        let spec = DiskSpec::new("xvdb", "ram,size=32K").read_only();
+        let (mut lab, _, upstream, nr_free) = stacked(seed, "", &spec);
+        let guest = lab.create_guest();
+        let disk = lab.attach(guest, "xvda", "vbd/xvdb,cow");
+        let config = FrontendConfig { nr_queues: 4, ..FrontendConfig::default() };
+        lab.add_frontend(disk, config, Some(Model::overlay(vec![0; 32 << 10])));
+        lab.run_until("the connection", |lab| lab.is_connected(disk));
+        lab.frontend(disk).want(600);
+        lab.run_until("the answers", |lab| lab.is_drained(disk));
+        assert_eq!(lab.frontend(disk).answers().failed, 0);
+        lab.detach(disk);
+        lab.destroy(guest);
+        lab.try_detach(upstream, Detach::Polite).unwrap();
+        assert_clean(&mut lab, nr_free);
+    }
+}
+
 /// How an upstream disk goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Going {
