@@ -143,3 +143,24 @@ fn a_controller_that_goes_is_gone_for_all() {
     }
     assert_eq!(disks.controller.borrow().nr_in_flight(), 0);
 }
+
+#[test]
+fn what_was_busy_is_gone_when_buffers_are_lost_with_the_controller() {
+    let mut disks = Disks::new();
+    let all = Slice::default();
+    let mut first = DeviceDisk::new(&disks.on[0], all, Access::ReadWrite).unwrap();
+    let mut second = DeviceDisk::new(&disks.on[1], all, Access::ReadWrite).unwrap();
+    let nr_sectors = disks.controller.borrow().max_sectors();
+    let a = disks.write(&mut first, 0, nr_sectors, 1);
+    disks.pump();
+    assert_eq!(disks.read(&mut second, 0, 8), Err(StoreError::Busy));
+    assert!(!disks.on[1].borrow_mut().pump());
+    // It is not seen to be disabled: where it may still write nothing is ever kept again.
+    disks.controller.borrow_mut().abandon();
+    assert!(disks.on[1].borrow_mut().pump());
+    let gone = StoreError::Device(Failure::Gone);
+    assert_eq!(disks.read(&mut second, 0, 8), Err(gone));
+    assert_eq!(disks.later(&mut first, a), Err(gone));
+    assert_eq!(disks.read(&mut first, 0, 8), Err(gone));
+    assert!(!disks.on[1].borrow_mut().pump(), "nobody waits");
+}

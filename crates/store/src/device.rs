@@ -150,7 +150,7 @@ pub trait Device {
 
     /// The longest buffer that there can be, in sectors of 512 bytes: at least a page's. A request
     /// of it that is too long for the device to carry out at once goes in parts, but is one to whoever
-    /// asks.
+    /// asks. 0 of a device that is gone ([`Failure::Gone`]), whose buffers may never come back.
     fn max_sectors(&self) -> u64;
 
     /// Reserves a buffer of at least one sector. `None` where too few pages are free: ask again when

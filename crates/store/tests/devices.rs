@@ -316,6 +316,28 @@ fn what_is_longer_than_a_buffer_can_be_is_an_error() {
 }
 
 #[test]
+fn what_was_busy_fails_when_the_device_goes_with_its_buffers() {
+    let mut lab = Lab::with(|fake| fake.max_sectors = 16);
+    let mut disk = lab.disk();
+    let nr_buffers = 8 * NR_FRAMES / 16;
+    let reads: Vec<_> =
+        (0..nr_buffers).map(|_| begin(&mut disk, &mut lab, 0, 16).unwrap()).collect();
+    assert_eq!(begin(&mut disk, &mut lab, 0, 1).map(|_| ()), Err(StoreError::Busy));
+    assert!(!lab.pump());
+    lab.fake(|fake| fake.max_sectors = 0);
+    assert!(lab.pump(), "once");
+    assert!(!lab.pump());
+    assert_eq!(begin(&mut disk, &mut lab, 0, 1).map(|_| ()), Err(GONE));
+    assert_eq!(begin_write(&mut disk, &mut lab, 0, &data(1)).map(|_| ()), Err(GONE));
+    assert!(!lab.pump());
+    lab.finish();
+    for read in reads {
+        disk.end_read(&mut lab.pool, read);
+    }
+    lab.assert_clean();
+}
+
+#[test]
 fn what_the_device_has_no_room_for_waits_in_its_order() {
     let mut lab = Lab::with(|fake| fake.max_requests = 2);
     let mut disk = lab.disk();

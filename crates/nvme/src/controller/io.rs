@@ -12,10 +12,10 @@ use crate::{Buffer, Disk, IoError, NamespaceId, Registers};
 
 impl<R: Registers, M: SharedMemory> Controller<R, M> {
     /// The longest buffer that there can be, in sectors; 0 until the controller has identified
-    /// itself.
+    /// itself, and when it takes no more requests.
     #[must_use]
     pub fn max_sectors(&self) -> u64 {
-        let Some(max_pages) = self.max_pages() else { return 0 };
+        let Some(max_pages) = self.max_pages().filter(|_| !self.is_over()) else { return 0 };
         let nr_pool = self.memory.nr_pool();
         let fits = |nr_data: &usize| nr_data + nr_lists(*nr_data, max_pages.into()) <= nr_pool;
         // All pages but those of the PRP lists, which are few.
@@ -95,10 +95,14 @@ impl<R: Registers, M: SharedMemory> Controller<R, M> {
         Ok(())
     }
 
+    /// Whether no more requests are taken, from now on.
+    const fn is_over(&self) -> bool {
+        self.stops || matches!(self.phase, Phase::Off | Phase::Failed(_))
+    }
+
     /// Whether a namespace takes a request now.
     fn target(&self, nsid: NamespaceId) -> Result<(Target, Disk), Refusal> {
-        let ended = self.stops || matches!(self.phase, Phase::Off | Phase::Failed(_));
-        let index = self.index(nsid).filter(|_| !ended).ok_or(Failure::Gone)?;
+        let index = self.index(nsid).filter(|_| !self.is_over()).ok_or(Failure::Gone)?;
         let disk = self.namespaces[index].disk.map_err(|_| Failure::Gone)?;
         let max_pages = self.max_pages().ok_or(Failure::Gone)?;
         if self.requests.is_full() {

@@ -164,13 +164,14 @@ impl<D: Device> Shared<D> {
         mem::take(&mut self.news)
     }
 
-    /// Whether there is room for an operation with a buffer of so many sectors.
+    /// Whether there is room for an operation with a buffer of so many sectors, or never will be.
     fn has_room(&mut self, nr_sectors: u32) -> bool {
         if self.nr_open >= MAX_OPERATIONS {
             return false;
         }
         let Some(device) = self.device.as_mut().filter(|_| nr_sectors > 0) else { return true };
-        device.reserve(nr_sectors).map(|buffer| device.give_back(buffer)).is_some()
+        let is_gone = device.max_sectors() == 0;
+        is_gone || device.reserve(nr_sectors).map(|buffer| device.give_back(buffer)).is_some()
     }
 
     /// What the device says of itself, or said last; `None` before it was ever there.
@@ -225,13 +226,12 @@ impl<D: Device> Shared<D> {
         }
         let slot = self.make_room()?;
         let device = self.device.as_mut().ok_or(GONE)?;
-        let request = request.try_map(|nr_sectors| {
-            let (nr, max) = (nr_sectors.into(), device.max_sectors());
-            if nr > max {
-                return Err(StoreError::TooLong { nr, max });
-            }
-            device.reserve(nr_sectors).ok_or(StoreError::Busy)
-        })?;
+        let request =
+            request.try_map(|nr_sectors| match (nr_sectors.into(), device.max_sectors()) {
+                (_, 0) => Err(GONE),
+                (nr, max) if nr > max => Err(StoreError::TooLong { nr, max }),
+                _ => device.reserve(nr_sectors).ok_or(StoreError::Busy),
+            })?;
         let Operation { generation, state } = &mut self.operations[slot as usize];
         if let State::Free { next } = mem::replace(state, State::Reserved(request)) {
             self.free = next;
