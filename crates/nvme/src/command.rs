@@ -8,9 +8,6 @@ pub(crate) const COMMAND_LEN: usize = 64;
 /// Bytes of a range of Dataset Management (6.7).
 pub(crate) const RANGE_LEN: usize = 16;
 
-/// Most blocks of such a range.
-pub(crate) const MAX_RANGE_BLOCKS: u64 = u32::MAX as u64;
-
 /// OPC of an admin command (section 5).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AdminOpcode {

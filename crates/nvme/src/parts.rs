@@ -2,9 +2,13 @@
 
 use xen_abi::SharedMemory;
 
-use crate::command::{self, Command, IoOpcode, MAX_RANGE_BLOCKS};
+use crate::command::{self, Command, IoOpcode};
 use crate::memory::{Memory, Page};
 use crate::{Buffer, NamespaceId};
+
+/// Most sectors that a command deallocates, 1 GiB: a range may have 2^32 - 1 blocks, but drives that
+/// are slow at it must be done in time.
+const MAX_DEALLOCATED: u64 = 1 << 21;
 
 /// What is to be sent of a request, in logical blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -83,7 +87,7 @@ impl Rest {
                 (command, (nr_blocks > nr_now).then_some(rest))
             }
             Self::Deallocate { lba, nr_blocks } => {
-                let nr_now = nr_blocks.min(MAX_RANGE_BLOCKS);
+                let nr_now = nr_blocks.min(MAX_DEALLOCATED / sectors_per_block);
                 let range = memory.write_range(slot, &command::range(lba, small(nr_now)));
                 let rest = Self::Deallocate { lba: lba + nr_now, nr_blocks: nr_blocks - nr_now };
                 (Command::deallocate(nsid, range), (nr_blocks > nr_now).then_some(rest))
