@@ -68,6 +68,8 @@ pub(crate) struct Requests {
     waiting: VecDeque<u32>,
     /// Those that are over, until they are asked for: of each namespace.
     over: Vec<VecDeque<u32>>,
+    /// How many are taken of each namespace.
+    nr_of: Vec<u32>,
     slots: Vec<Slot>,
     /// A bit for each slot: no command.
     idle: u64,
@@ -97,6 +99,7 @@ impl Requests {
             free: (0..nr_slots).rev().collect(),
             waiting: VecDeque::with_capacity(nr_slots as usize),
             over: Vec::new(),
+            nr_of: Vec::new(),
             slots: (0..nr_slots).map(|_| Slot::default()).collect(),
             idle: (1 << nr_slots) - 1,
             again: 0,
@@ -107,6 +110,7 @@ impl Requests {
 
     pub(crate) fn set_nr_namespaces(&mut self, nr: usize) {
         self.over.resize_with(nr, VecDeque::new);
+        self.nr_of.resize(nr, 0);
     }
 
     /// Most requests at once.
@@ -134,17 +138,25 @@ impl Requests {
         self.waiting.is_empty() && self.again == 0 && !self.any_in_flight()
     }
 
-    /// Takes a request, unless it [`is_full`](Self::is_full).
+    /// Takes a request, if it [`has_room`](Self::has_room).
     pub(crate) fn take(&mut self, tag: Tag, target: Target, rest: Rest, buffer: Option<Buffer>) {
         let Some(index) = self.free.pop() else { return };
+        self.nr_of[target.index] += 1;
         let rest = Some(rest);
         let taken = Taken { tag, target, buffer, rest, nr_in_flight: 0, result: Ok(()) };
         self.taken[index as usize] = Some(taken);
         self.waiting.push_back(index);
     }
 
-    pub(crate) const fn is_full(&self) -> bool {
-        self.free.is_empty()
+    /// Whether a request of a namespace can be taken. One that has some already leaves room for one of
+    /// each of the `others` that has none.
+    pub(crate) fn has_room(&self, namespace: usize, others: impl Iterator<Item = usize>) -> bool {
+        let nr_free = self.free.len();
+        let nr_kept = match self.nr_of[namespace] {
+            0 => 0,
+            _ => others.filter(|&other| self.nr_of[other] == 0).count(),
+        };
+        nr_free > nr_kept
     }
 
     /// Puts commands into the queue, as far as there are slots.
@@ -292,6 +304,7 @@ impl Requests {
         let index = self.over.get_mut(namespace)?.pop_front()?;
         let Taken { tag, target, result, buffer, .. } = self.taken[index as usize].take()?;
         self.free.push(index);
+        self.nr_of[namespace] -= 1;
         if let Err(error) = result {
             self.last_error = Some((target.nsid, error));
         }

@@ -194,6 +194,56 @@ fn what_the_queue_has_no_room_for_waits_in_order() {
 }
 
 #[test]
+fn a_namespace_leaves_room_for_each_other() {
+    let full = |nsid, lab: &mut Lab| {
+        let refused = lab.controller.submit(NamespaceId(nsid), Tag(99), Request::Flush);
+        assert_eq!(refused.unwrap_err().reason, Refusal::Full { max: 63 });
+        let refused = lab.controller.submit_write_zeroes(NamespaceId(nsid), Tag(99), 0, 1);
+        assert_eq!(refused, Err(Refusal::Full { max: 63 }));
+    };
+    let mut lab = with(8, |device| {
+        device.manual = true;
+        device.namespaces.push(SimNamespace::new(2, 9, 64));
+        device.namespaces.push(SimNamespace::new(3, 9, 64));
+        // One that is not served, for which no room is left.
+        device
+            .namespaces
+            .push(SimNamespace { identify: vec![(130, vec![13])], ..SimNamespace::new(4, 9, 64) });
+    });
+    assert!(lab.controller.disk(NamespaceId(4)).is_none());
+    let first: Vec<Tag> = (0..61).map(|_| lab.submit(Request::Flush)).collect();
+    full(1, &mut lab);
+    lab.submit_to(NamespaceId(2), Request::Flush);
+    full(1, &mut lab);
+    full(2, &mut lab);
+    lab.submit_to(NamespaceId(3), Request::Flush);
+    full(3, &mut lab);
+    lab.step();
+    lab.device().run(usize::MAX);
+    assert_eq!(lab.results().len(), first.len());
+    // Those of the others are not handed back yet.
+    assert_eq!((0..61).map(|_| lab.submit(Request::Flush)).count(), 61);
+    full(1, &mut lab);
+}
+
+#[test]
+fn where_there_is_no_room_for_each_they_take_turns() {
+    let mut lab = with(8, |device| {
+        device.cap = CAP & !0xffff | 1;
+        device.namespaces.push(SimNamespace::new(2, 9, 64));
+    });
+    for (nsid, other) in [(1, 2), (2, 1), (1, 2)] {
+        let tag = lab.submit_to(NamespaceId(nsid), Request::Flush);
+        for refused in [nsid, other] {
+            let refused = lab.controller.submit(NamespaceId(refused), Tag(99), Request::Flush);
+            assert_eq!(refused.unwrap_err().reason, Refusal::Full { max: 1 });
+        }
+        lab.step();
+        assert_eq!(lab.completions(NamespaceId(nsid)).len(), 1, "{tag:?}");
+    }
+}
+
+#[test]
 fn flushes_discards_and_zeroes() {
     let mut lab = with(8, |_| ());
     let write = lab.write(100, 16, 7);

@@ -105,7 +105,8 @@ impl<R: Registers, M: SharedMemory> Controller<R, M> {
         let index = self.index(nsid).filter(|_| !self.is_over()).ok_or(Failure::Gone)?;
         let disk = self.namespaces[index].disk.map_err(|_| Failure::Gone)?;
         let max_pages = self.max_pages().ok_or(Failure::Gone)?;
-        if self.requests.is_full() {
+        let served = (0..).zip(&self.namespaces).filter(|(_, other)| other.disk.is_ok());
+        if !self.requests.has_room(index, served.map(|(other, _)| other)) {
             return Err(Refusal::Full { max: self.requests.max() });
         }
         let sectors_per_block = disk.geometry.logical.sectors();
