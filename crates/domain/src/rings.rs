@@ -21,7 +21,8 @@ use crate::ports::PortUser;
 use crate::vbd::{Ring, Vbd, VbdKey};
 
 impl<P: Platform> Domain<P> {
-    /// Asks for the frontend's terms, unless another vbd is connected to the disk.
+    /// Asks for the frontend's terms, unless another vbd is connected to the disk, or what an earlier
+    /// one wrote may still come.
     pub(crate) fn begin_connect(&mut self, platform: &mut P, key: VbdKey) -> Outcome {
         let disk = self.vbds.get(&key).and_then(Vbd::disk);
         if let Some(disk) = disk
@@ -33,6 +34,12 @@ impl<P: Platform> Domain<P> {
             return Outcome::Done;
         }
         let Some(vbd) = self.vbds.get_mut(&key) else { return Outcome::Done };
+        if disk.and_then(|disk| self.disks.get(disk)).is_some_and(|entry| !entry.disk.is_settled())
+        {
+            vbd.say(platform, format_args!("waits: writes from before are still under way"));
+            vbd.handle(Event::Disk(Availability::Taken));
+            return Outcome::Done;
+        }
         if let Some(disk) = disk
             && let Err(held) = self.disks.connect(disk, key)
         {
@@ -195,8 +202,9 @@ impl<P: Platform> Domain<P> {
         }
     }
 
-    /// Lets a vbd's rings go. Nothing is in flight between turns but a discard, whose frontend
-    /// will not hear of it.
+    /// Lets a vbd's rings go. Its frontend will not hear of what is in flight: discards, and what a
+    /// device works on. A write may still be carried out there, and whoever connects to the disk next
+    /// waits for it.
     pub(crate) fn disconnect(&mut self, platform: &mut P, key: VbdKey) {
         let Some(vbd) = self.vbds.get_mut(&key) else { return };
         if vbd.rings.is_empty() {

@@ -453,6 +453,49 @@ fn a_backend_that_stands_still_holds_nobody_up() {
 }
 
 #[test]
+fn who_comes_next_waits_for_writes_of_who_went() {
+    let mut waited = 0;
+    for seed in seeds(6) {
+        let spec = DiskSpec::new("xvdb", "ram,size=2M");
+        let (mut lab, server, upstream, nr_free) = stacked(seed, "", &spec);
+        let target = ["vbd/xvdb,offset=512K", "vbd/xvdb,offset=512K,ro", "vbd/xvdb,cow"];
+        let target = target[usize::try_from(seed % 3).unwrap()];
+        let guests = [(); 3].map(|()| lab.create_guest());
+        let disk = lab.attach(guests[0], "xvda", "vbd/xvdb,offset=512K");
+        lab.connect(disk);
+        lab.random_io(disk, 50);
+        lab.pause_server(server);
+        lab.frontend(disk).want(1000);
+        lab.run_for(Duration::from_millis(10));
+        lab.destroy(guests[0]);
+
+        let next = lab.attach(guests[1], "xvda", target);
+        lab.add_frontend(next, FrontendConfig::default(), None);
+        // Nothing was written there.
+        let beside = lab.attach(guests[2], "xvda", "vbd/xvdb,size=512K,ro");
+        lab.add_frontend(beside, FrontendConfig::default(), None);
+        lab.run_until("the neighbour", |lab| lab.is_connected(beside));
+        lab.run_for(Duration::from_secs(1));
+        let line =
+            format!("vbd {}/51712: waits: writes from before are still under way", guests[1]);
+        let waits = lines_with(&lab, &line);
+        assert_eq!(lab.is_connected(next), waits == 0, "{}", lab.report());
+        assert!(waits < 2, "{}", lab.report());
+        waited += waits;
+
+        lab.unpause_server(server);
+        lab.run_until("the connection", |lab| lab.is_connected(next));
+        for (disk, guest) in [next, beside].into_iter().zip([guests[1], guests[2]]) {
+            lab.detach(disk);
+            lab.destroy(guest);
+        }
+        lab.try_detach(upstream, Detach::Polite).unwrap();
+        assert_clean(&mut lab, nr_free);
+    }
+    assert!(waited > 2, "they went without a write under way");
+}
+
+#[test]
 fn it_grows_with_what_it_is_on() {
     for seed in seeds(2) {
         let spec = DiskSpec::new("xvdb", "ram,size=1M");

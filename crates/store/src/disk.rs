@@ -51,6 +51,18 @@ impl Disk {
         }
     }
 
+    /// Whether its contents change no more by what was asked before and given up since: a device may
+    /// still work on a write or discard that nobody waits for. Who reads or writes the disk before
+    /// that is over may find his own writes undone.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        match self {
+            Self::Device(disk) => disk.is_settled(),
+            Self::Overlay(disk) => disk.is_settled(),
+            Self::Pages(_) | Self::Image(_) | Self::Null(_) => true,
+        }
+    }
+
     /// Gives what the disk holds back to the pool, a step a page; done before it is dropped.
     pub fn clear<M: FrameMemory>(&mut self, pool: &mut PagePool<M>, steps: &mut Steps) -> Progress {
         match self {

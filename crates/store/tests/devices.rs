@@ -11,7 +11,7 @@ use std::rc::Rc;
 use device::{Fake, Lab, NR_FRAMES, NR_SECTORS, begin, begin_write, byte, later, plenty, range};
 use frames::{Frames, SECTOR};
 use store::{
-    Access, BlockSize, BlockStore, Device as _, DeviceDisk, Discard, DiscardLimits, Extent,
+    Access, BlockSize, BlockStore, Device as _, DeviceDisk, Discard, DiscardLimits, Disk, Extent,
     Failure, Flushing, FrameAddr, Geometry, Naming, Progress, Request, SectorRange, SecureDiscard,
     Shared, Slice, StoreError, Want,
 };
@@ -384,6 +384,54 @@ fn what_nobody_waits_for_goes_when_it_is_over() {
     lab.fake(Fake::finish_all);
     assert!(!lab.pump(), "nobody asked");
     lab.assert_clean();
+}
+
+#[test]
+fn a_disk_is_not_settled_before_writes_that_were_given_up_are_over() {
+    let mut lab = Lab::with(|fake| fake.max_requests = 4);
+    let disk = |offset, nr| Disk::Device(lab.slice(offset, nr));
+    let (mut written, mut below, mut all) = (disk(8, 8), disk(0, 8), Disk::Device(lab.disk()));
+    let settled = |disks: [&Disk; 3]| disks.map(Disk::is_settled);
+    let write = begin_write(&mut all, &mut lab, 8, &data(2)).unwrap();
+    let write = later(all.commit_write(&mut lab.pool, write));
+    let first = range(&below, 0, 2);
+    let discard = later(below.discard(&mut lab.pool, first, Discard::Plain, &mut plenty()));
+    let read = begin(&mut written, &mut lab, 0, 8).unwrap();
+    let flush = later(written.flush(&mut lab.pool));
+    // Never asked for.
+    let waits = begin_write(&mut written, &mut lab, 0, &data(1)).unwrap();
+    let waits = later(written.commit_write(&mut lab.pool, waits));
+    assert_eq!(settled([&written, &below, &all]), [true; 3], "somebody waits for all of it");
+    written.end_read(&mut lab.pool, read);
+    for token in [flush, waits] {
+        written.cancel(&mut lab.pool, token);
+    }
+    assert_eq!(settled([&written, &below, &all]), [true; 3]);
+    all.cancel(&mut lab.pool, write);
+    assert_eq!(settled([&written, &below, &all]), [false, true, false]);
+    below.cancel(&mut lab.pool, discard);
+    assert_eq!(settled([&written, &below, &all]), [false; 3]);
+
+    let finish = |nth| {
+        lab.fake(|fake| fake.finish(nth, Ok(())));
+        assert!(!lab.pump());
+        lab.device.borrow_mut().take_settled()
+    };
+    assert!(finish(0));
+    assert_eq!(settled([&written, &below, &all]), [true, false, false]);
+    assert!(!finish(1), "a read changes nothing");
+    assert!(finish(0));
+    assert!(!finish(0));
+    assert_eq!(settled([&written, &below, &all]), [true; 3]);
+
+    let write = begin_write(&mut all, &mut lab, 8, &data(2)).unwrap();
+    let write = later(all.commit_write(&mut lab.pool, write));
+    all.cancel(&mut lab.pool, write);
+    assert!(!all.is_settled());
+    lab.device.borrow_mut().disconnect();
+    assert!(all.is_settled(), "what it still does is not ours to wait for");
+    assert!(!lab.device.borrow_mut().take_settled());
+    assert_eq!(lab.device.borrow().nr_open(), 0);
 }
 
 #[test]

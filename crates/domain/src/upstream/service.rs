@@ -24,8 +24,14 @@ impl<P: Platform> Domain<P> {
         let nr_rounds = self.namespaces.len().min(2);
         for at in (0..self.namespaces.len()).cycle().take(nr_rounds * self.namespaces.len()) {
             let (namespace, shared) = &self.namespaces[at];
-            if shared.borrow_mut().pump() {
-                self.ready_upstream(Ground::Namespace(*namespace));
+            let (ground, mut shared) = (Ground::Namespace(*namespace), shared.borrow_mut());
+            let (has_news, has_settled) = (shared.pump(), shared.take_settled());
+            drop(shared);
+            if has_news {
+                self.ready_upstream(ground);
+            }
+            if has_settled {
+                self.hand_over_settled(platform, ground);
             }
         }
     }
@@ -54,7 +60,7 @@ impl<P: Platform> Domain<P> {
             return;
         }
         let mut shared = upstream.shared.borrow_mut();
-        let has_news = shared.pump();
+        let (has_news, has_settled) = (shared.pump(), shared.take_settled());
         let mut broken = None;
         if let Some(frontend) = shared.device() {
             if let Some(port) = frontend.publish() {
@@ -69,6 +75,19 @@ impl<P: Platform> Domain<P> {
             self.proceed_upstream(platform, device);
         } else if has_news {
             self.ready_upstream(Ground::Vbd(device));
+        }
+        if has_settled {
+            self.hand_over_settled(platform, Ground::Vbd(device));
+        }
+    }
+
+    /// Tells those that wait for writes of before on a device to try again.
+    fn hand_over_settled(&mut self, platform: &mut P, device: Ground) {
+        let disks: Vec<DiskId> = self.disks.on(device).collect();
+        for id in disks {
+            if self.disks.get(id).is_some_and(|entry| entry.disk.is_settled()) {
+                self.hand_over(platform, id);
+            }
         }
     }
 

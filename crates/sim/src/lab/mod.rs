@@ -137,6 +137,15 @@ impl Lab {
             Next::Shutdown(ShutdownReason::PowerOff);
     }
 
+    /// Lets a driver domain run again that was paused.
+    ///
+    /// # Panics
+    /// There is no such server.
+    pub fn unpause_server(&mut self, server: DomId) {
+        let paused = self.servers.get_mut(&server);
+        paused.unwrap_or_else(|| panic!("no server {server:?}")).next = Next::Now;
+    }
+
     /// Destroys a driver domain that serves disks to ours, with its nodes: its disks stay attached to
     /// ours.
     pub fn destroy_server(&mut self, server: DomId) {

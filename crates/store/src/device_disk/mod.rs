@@ -64,6 +64,13 @@ impl DeviceDisk {
         Ok(Self { device, slice, access })
     }
 
+    /// As [`Disk::is_settled`](crate::Disk::is_settled).
+    pub(crate) fn is_settled(&self) -> bool {
+        let Slice { offset, nr_sectors } = self.slice;
+        let end = nr_sectors.map_or(u64::MAX, |nr| offset.saturating_add(nr));
+        self.device.borrow().is_settled(offset..end)
+    }
+
     /// Opens an operation on the device.
     fn begin(&self, request: Request<u32>) -> Result<Token, StoreError> {
         let mut device = self.device.borrow_mut();

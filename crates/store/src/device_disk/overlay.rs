@@ -40,6 +40,11 @@ impl Overlay {
         &self.pages
     }
 
+    /// As [`Disk::is_settled`](crate::Disk::is_settled).
+    pub(crate) fn is_settled(&self) -> bool {
+        self.base.is_settled()
+    }
+
     /// As [`PageDisk::clear`].
     pub fn clear<M: FrameMemory>(&mut self, pool: &mut PagePool<M>, steps: &mut Steps) -> Progress {
         self.pages.clear(pool, steps)

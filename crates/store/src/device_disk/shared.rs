@@ -3,6 +3,7 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::mem;
+use core::ops::Range;
 
 use xen_abi::Gfn;
 
@@ -33,6 +34,8 @@ pub struct Shared<D: Device> {
     refused: Option<u32>,
     /// Whether the next pump has something to tell.
     news: bool,
+    /// Whether a change that was abandoned has ended.
+    has_settled: bool,
 }
 
 /// What is known of a device that was never there.
@@ -48,6 +51,8 @@ const NO_DISK: Geometry = Geometry {
 struct Operation<B> {
     /// How often it was used.
     generation: u32,
+    /// The device's sectors that it changes; none if it only reads or flushes.
+    changes: Range<u64>,
     state: State<B>,
 }
 
@@ -91,6 +96,9 @@ pub(super) trait SharedDevice {
     /// Ends an operation, whose buffer goes back: now, or when it is over. How it went;
     /// [`StoreError::Stale`] of one that was not ready.
     fn end(&mut self, token: Token) -> Result<(), StoreError>;
+
+    /// Whether nothing that was abandoned may still change these sectors.
+    fn is_settled(&self, sectors: Range<u64>) -> bool;
 }
 
 impl<D: Device> Default for Shared<D> {
@@ -112,6 +120,7 @@ impl<D: Device> Shared<D> {
             waiting: VecDeque::new(),
             refused: None,
             news: false,
+            has_settled: false,
         }
     }
 
@@ -174,6 +183,13 @@ impl<D: Device> Shared<D> {
         is_gone || device.reserve(nr_sectors).map(|buffer| device.give_back(buffer)).is_some()
     }
 
+    /// Whether a write or discard that nobody waited for any more has ended since this was last
+    /// asked: a disk that was not [settled](crate::Disk::is_settled) may be now.
+    #[must_use]
+    pub const fn take_settled(&mut self) -> bool {
+        mem::replace(&mut self.has_settled, false)
+    }
+
     /// What the device says of itself, or said last; `None` before it was ever there.
     #[must_use]
     pub fn geometry(&self) -> Option<Geometry> {
@@ -195,8 +211,9 @@ impl<D: Device> Shared<D> {
                 self.give_back(buffer);
                 continue;
             };
-            let state = &mut self.operations[index].state;
+            let Operation { changes, state, .. } = &mut self.operations[index];
             if let State::Abandoned = state {
+                self.has_settled |= !changes.is_empty();
                 self.give_back(buffer);
                 self.close(index);
             } else {
@@ -225,6 +242,7 @@ impl<D: Device> Shared<D> {
             return Err(StoreError::Busy);
         }
         let slot = self.make_room()?;
+        let changed = changes(&request);
         let device = self.device.as_mut().ok_or(GONE)?;
         let request =
             request.try_map(|nr_sectors| match (nr_sectors.into(), device.max_sectors()) {
@@ -232,10 +250,11 @@ impl<D: Device> Shared<D> {
                 (nr, max) if nr > max => Err(StoreError::TooLong { nr, max }),
                 _ => device.reserve(nr_sectors).ok_or(StoreError::Busy),
             })?;
-        let Operation { generation, state } = &mut self.operations[slot as usize];
+        let Operation { generation, changes, state } = &mut self.operations[slot as usize];
         if let State::Free { next } = mem::replace(state, State::Reserved(request)) {
             self.free = next;
         }
+        *changes = changed;
         self.nr_open += 1;
         Ok(Token::new(slot, *generation))
     }
@@ -251,7 +270,8 @@ impl<D: Device> Shared<D> {
             self.operations.try_reserve(1).and(self.waiting.try_reserve(nr + 1 - nr_waiting));
         room.map_err(|_| StoreError::NoHeap)?;
         let index = as_u32(nr);
-        self.operations.push(Operation { generation: 0, state: State::Free { next: None } });
+        let state = State::Free { next: None };
+        self.operations.push(Operation { generation: 0, changes: 0..0, state });
         self.free = Some(index);
         Ok(index)
     }
@@ -276,7 +296,7 @@ impl<D: Device> Shared<D> {
         while let Some(&index) = self.waiting.front()
             && let Some(device) = &mut self.device
         {
-            let Operation { generation, state } = &mut self.operations[index as usize];
+            let Operation { generation, state, .. } = &mut self.operations[index as usize];
             if let State::Waiting(request) = mem::replace(state, State::UnderWay)
                 && let Err(Refused { reason, request }) =
                     device.submit(tag(index, *generation), request)
@@ -374,6 +394,25 @@ impl<D: Device> SharedDevice for Shared<D> {
         self.close(index);
         result
     }
+
+    fn is_settled(&self, sectors: Range<u64>) -> bool {
+        self.operations.iter().all(|Operation { changes, state, .. }| {
+            let overlaps = changes.start < sectors.end && sectors.start < changes.end;
+            !overlaps || !matches!(state, State::Abandoned)
+        })
+    }
+}
+
+/// The sectors that a request changes.
+fn changes(request: &Request<u32>) -> Range<u64> {
+    let (first, nr) = match *request {
+        Request::Write { sector, buffer } => (sector, buffer.into()),
+        Request::Discard { sector, nr_sectors } | Request::SecureDiscard { sector, nr_sectors } => {
+            (sector, nr_sectors)
+        }
+        Request::Read { .. } | Request::Flush => (0, 0),
+    };
+    first..first.saturating_add(nr)
 }
 
 const GONE: StoreError = StoreError::Device(Failure::Gone);
