@@ -21,9 +21,9 @@ impl fmt::Display for Printable<'_> {
     }
 }
 
-/// How many lines a frontend may cause: a few at once, then one in ten seconds.
+/// How many lines a frontend or another peer may cause: a few at once, then one in ten seconds.
 #[derive(Debug)]
-pub(crate) struct LineLimit {
+pub struct LineLimit {
     left: u32,
     next: Instant,
     nr_dropped: u64,
@@ -33,12 +33,15 @@ impl LineLimit {
     const AT_ONCE: u32 = 5;
     const INTERVAL: Duration = Duration::from_secs(10);
 
-    pub(crate) const fn new() -> Self {
+    /// None was said yet.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "nobody needs one")]
+    pub const fn new() -> Self {
         Self { left: Self::AT_ONCE, next: Instant::from_ns(0), nr_dropped: 0 }
     }
 
     /// Whether a line may be said now, and how many were not since the last.
-    pub(crate) fn allow(&mut self, now: Instant) -> Option<u64> {
+    pub fn allow(&mut self, now: Instant) -> Option<u64> {
         if now >= self.next {
             self.left = self.left.max(1);
         }
@@ -56,8 +59,9 @@ impl LineLimit {
     }
 }
 
-/// What is said of lines that were not said.
-pub(crate) struct Dropped(pub(crate) u64);
+/// What is said of lines that were not said: behind the next one.
+#[derive(Debug)]
+pub struct Dropped(pub u64);
 
 impl fmt::Display for Dropped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -6,7 +6,7 @@ use core::cell::RefCell;
 use core::iter;
 use core::time::Duration;
 
-use domain::Platform;
+use domain::{Dropped, LineLimit, Platform};
 use nvme::{Controller, Dma, DmaAddr, Error, Interrupt, Namespace, NamespaceDevice, Reg32, Reg64};
 use nvme::{Registers, State};
 use store::{Device as _, FrameAddr, Request, Tag};
@@ -43,6 +43,8 @@ pub(crate) struct Driven {
     /// As Linux counts them, and names disks by.
     number: u32,
     told: State,
+    /// Lines of failed requests: guests cause them.
+    lines: LineLimit,
 }
 
 impl Driven {
@@ -76,7 +78,8 @@ impl Driven {
         }
         let told = controller.state();
         let controller = Rc::new(RefCell::new(controller));
-        let mut driven = Self { controller, completions: passed.completions, number, told };
+        let completions = passed.completions;
+        let mut driven = Self { controller, completions, number, told, lines: LineLimit::new() };
         driven.try_interrupt(xen);
         Ok(driven)
     }
@@ -181,8 +184,11 @@ impl Driven {
                 State::Starting | State::Stopping | State::Off => {}
             }
         }
-        if let Some((nsid, error)) = controller.take_error() {
-            console::line(format_args!("nvme{}n{nsid}: {error}", self.number));
+        if let Some((nsid, error)) = controller.take_error()
+            && let Some(dropped) = self.lines.allow(now)
+        {
+            let dropped = Dropped(dropped);
+            console::line(format_args!("nvme{}n{nsid}: {error}{dropped}", self.number));
         }
         // The driver counts on an interrupt.
         let is_lost = matches!(self.completions, Completions::Polled(NoInterrupt::Lost));
