@@ -10,7 +10,7 @@ use super::Hvm;
 use super::config_ports::ConfigPorts;
 use super::local_apic::{DEVICE_VECTOR, LocalApic};
 use super::mmio::{Mmio, TooLarge};
-use crate::pci::{self, Bar, Function, Message, Msix, NoRoom, Placed, Placement};
+use crate::pci::{Bar, Function, Message, Msix, NoRoom, Placed, Placement};
 use crate::platform::Xen;
 
 /// As much of the registers is mapped: the doorbells of a few queues are in the second page.
@@ -123,13 +123,7 @@ fn interrupt(
     msix: Msix,
     table: &Bar,
 ) -> Result<Completions, NoInterrupt> {
-    let end = u64::from(msix.table_offset) + pci::ENTRY_BYTES;
-    if end > table.size_bytes {
-        return Err(NoInterrupt::OutOfReach);
-    }
-    let at = table.paddr + u64::from(msix.table_offset);
-    let page = at & !(PAGE_SIZE as u64 - 1);
-    let within = usize::try_from(at - page).unwrap_or(0);
+    let (page, within) = msix.first_entry(table).ok_or(NoInterrupt::OutOfReach)?;
     // SAFETY: the table is there, which nothing else of ours accesses.
     let page = unsafe { Mmio::map(page, PAGE_SIZE) };
     let page = page.map_err(|TooLarge| NoInterrupt::OutOfReach)?;

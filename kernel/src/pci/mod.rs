@@ -9,4 +9,4 @@ mod msix;
 
 pub(crate) use bar::{Bar, NoRoom, Placed, Placement};
 pub(crate) use config::{Bdf, Class, ConfigSpace, Function, functions};
-pub(crate) use msix::{ENTRY_BYTES, Message, Msix};
+pub(crate) use msix::{Message, Msix};

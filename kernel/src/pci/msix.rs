@@ -1,6 +1,8 @@
 //! MSI-X: interrupts that a function makes by writing to memory.
 
-use super::{ConfigSpace, Function};
+use xen_abi::PAGE_SIZE;
+
+use super::{Bar, ConfigSpace, Function};
 
 /// The capability's id.
 const ID: u8 = 0x11;
@@ -9,7 +11,7 @@ const ENABLE: u32 = 1 << 31;
 const MASK_ALL: u32 = 1 << 30;
 
 /// The table has entries of four words: address, its upper half, data, control.
-pub(crate) const ENTRY_BYTES: u64 = 16;
+const ENTRY_BYTES: u64 = 16;
 
 /// A function's MSI-X capability.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,6 +29,17 @@ impl Msix {
         let offset = function.capability(config, ID).filter(|&offset| offset <= 0xf4)?;
         let table = config.read(function.at, offset + 4);
         Some(Self { offset, bar: (table & 7) as u8, table_offset: table & !7 })
+    }
+
+    /// The page that the table's first entry is in, and where it is there. `None` where it is not
+    /// within the BAR, or not within a page.
+    pub(crate) fn first_entry(self, table: &Bar) -> Option<(u64, usize)> {
+        const PAGE: u64 = PAGE_SIZE as u64;
+        let offset = u64::from(self.table_offset);
+        let at = table.paddr.checked_add(offset)?;
+        let within = at % PAGE;
+        let is_there = offset + ENTRY_BYTES <= table.size_bytes && within + ENTRY_BYTES <= PAGE;
+        Some((at - within, usize::try_from(within).ok()?)).filter(|_| is_there)
     }
 
     /// Has the function make interrupts by messages, from now on.
@@ -71,7 +84,7 @@ impl Message {
 #[cfg(test)]
 mod tests {
     use super::super::fake::Fake;
-    use super::super::{Bdf, functions};
+    use super::super::{Bar, Bdf, functions};
     use super::{Message, Msix};
 
     const AT: Bdf = Bdf { bus: 0, device: 5, function: 0 };
@@ -96,6 +109,26 @@ mod tests {
         fake.set(AT, 0x34, 0xf8);
         fake.set(AT, 0xf8, 0x11);
         functions(&mut fake, |config, function| assert_eq!(Msix::find(config, function), None));
+    }
+
+    #[test]
+    fn the_first_entry_is_within_a_page_of_the_bar() {
+        let mut fake = Fake::default();
+        fake.add(AT, 0x0010_1b36, 0x01_08_02);
+        fake.set(AT, 0x10, 0xfebd_4000);
+        fake.make_writable(0x10, 0xffff_e000);
+        let mut bar = None;
+        functions(&mut fake, |config, function| bar = Bar::find(config, function, 0));
+        let bar = bar.unwrap();
+        let at = |table_offset| Msix { offset: 0x40, bar: 0, table_offset }.first_entry(&bar);
+        assert_eq!(at(0), Some((0xfebd_4000, 0)));
+        assert_eq!(at(0xff0), Some((0xfebd_4000, 0xff0)));
+        assert_eq!(at(0xff8), None, "it crosses into the next page");
+        assert_eq!(at(0x1000), Some((0xfebd_5000, 0)));
+        assert_eq!(at(0x1ff0), Some((0xfebd_5000, 0xff0)));
+        for outside in [0x1ff8, 0x2000, !7] {
+            assert_eq!(at(outside), None, "{outside:#x}");
+        }
     }
 
     #[test]
