@@ -85,16 +85,22 @@ impl Passed {
         function: Function,
     ) -> Result<Self, Unusable> {
         function.disable_memory(config);
-        let mut bar = Bar::find(config, function, 0).ok_or(Unusable::Unmapped)?;
-        let placed = placement.place(config, function, &mut bar)?;
+        let mut bars = Bar::all(config, function);
+        let Some((bar, others)) = bars.split_first_mut().filter(|(bar, _)| bar.index == 0) else {
+            return Err(Unusable::Unmapped);
+        };
+        let placed = placement.place(config, function, bar)?;
         let msix = Msix::find(config, function);
-        let table = msix.and_then(|msix| {
-            if msix.bar == 0 {
-                return Some(bar);
+        let mut table = msix.filter(|msix| msix.bar == bar.index).map(|_| *bar);
+        // It will answer to all of them, used or not.
+        for other in others {
+            let has_table = msix.is_some_and(|msix| msix.bar == other.index);
+            if has_table && placement.place(config, function, other).is_ok() {
+                table = Some(*other);
+            } else {
+                placement.place_unused(config, function, other)?;
             }
-            let mut bar = Bar::find(config, function, msix.bar)?;
-            placement.place(config, function, &mut bar).ok().map(|_| bar)
-        });
+        }
         function.enable(config);
 
         let len_bytes = usize::try_from(bar.size_bytes).unwrap_or(usize::MAX).min(MAX_REGISTERS);

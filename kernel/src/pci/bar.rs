@@ -25,11 +25,25 @@ pub(crate) struct Bar {
     pub(crate) paddr: u64,
     /// A power of two, at least 16.
     pub(crate) size_bytes: u64,
-    index: u8,
+    /// 0 to 5.
+    pub(crate) index: u8,
     is_64: bool,
 }
 
 impl Bar {
+    /// All of memory that the function has, in their order: enabling it enables all of them. The
+    /// function answers to no address meanwhile.
+    pub(crate) fn all(config: &mut impl ConfigSpace, function: Function) -> Vec<Self> {
+        let mut bars = Vec::new();
+        let mut index = 0;
+        while index < NR_BARS {
+            let bar = Self::find(config, function, index);
+            index += if bar.is_some_and(|bar| bar.is_64) { 2 } else { 1 };
+            bars.extend(bar);
+        }
+        bars
+    }
+
     /// The function's BAR of this number, 0 to 5, if it is there and of memory. The function answers
     /// to no address meanwhile.
     pub(crate) fn find(
@@ -114,11 +128,27 @@ impl Placement {
         let mut placed = Placed::Left;
         if !self.allows(bar) {
             let from = bar.paddr;
-            bar.move_to(config, function, self.find(bar.size_bytes).ok_or(NoRoom)?);
+            let to = self.find(bar.size_bytes).ok_or(NoRoom { bar: bar.index })?;
+            bar.move_to(config, function, to);
             placed = Placed::Moved { from };
         }
         self.taken.push(bar.paddr..bar.paddr + bar.size_bytes);
         Ok(placed)
+    }
+
+    /// As [`place`](Self::place), for what nobody accesses: it may be above 4 GiB, too.
+    pub(crate) fn place_unused(
+        &mut self,
+        config: &mut impl ConfigSpace,
+        function: Function,
+        bar: &mut Bar,
+    ) -> Result<Placed, NoRoom> {
+        let range = bar.paddr..bar.paddr.saturating_add(bar.size_bytes);
+        if range.start >= 1 << 32 && self.conflict(&range).is_none() {
+            self.taken.push(range);
+            return Ok(Placed::Left);
+        }
+        self.place(config, function, bar)
     }
 
     fn allows(&self, bar: &Bar) -> bool {
@@ -154,13 +184,17 @@ pub(crate) enum Placed {
     Moved { from: u64 },
 }
 
-/// There is no room for registers below 4 GiB.
+/// There is no room for a BAR below 4 GiB.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("there is no room for its registers below 4 GiB")]
-pub(crate) struct NoRoom;
+#[error("there is no room for its BAR {bar} below 4 GiB")]
+pub(crate) struct NoRoom {
+    pub(crate) bar: u8,
+}
 
 #[cfg(test)]
 mod tests {
+    use std::vec::Vec;
+
     use super::super::fake::Fake;
     use super::super::{Bdf, Function, functions};
     use super::{Bar, NoRoom, Placed, Placement};
@@ -257,12 +291,55 @@ mod tests {
     }
 
     #[test]
+    fn all_bars_are_found_and_placed_beside_each_other() {
+        let mut fake = Fake::default();
+        // The upper half of the first looks like a BAR of its own.
+        let (function, first) = wide(&mut fake, 0x12_febd_4000);
+        fake.set(AT, 0x18, 0xc001);
+        fake.make_writable(0x1c, 0);
+        fake.set(AT, 0x20, 0x10_0000);
+        fake.make_writable(0x20, 0xffff_f000);
+        fake.make_writable(0x24, 0);
+        let mut bars = Bar::all(&mut fake, function);
+        let found: Vec<_> = bars.iter().map(|bar| (bar.index, bar.size_bytes)).collect();
+        assert_eq!((bars[0], &found[..]), (first, &[(0, 0x4000), (4, 0x1000)][..]));
+        let mut placement = Placement::beside([0..0x800_0000].into_iter());
+        let placed: Vec<_> =
+            bars.iter_mut().map(|bar| placement.place(&mut fake, function, bar)).collect();
+        let moved = [0x12_febd_4000, 0x10_0000].map(|from| Ok(Placed::Moved { from }));
+        assert_eq!(placed, moved);
+        assert_eq!(Bar::all(&mut fake, function), bars);
+        assert_eq!((bars[0].paddr, bars[1].paddr), (0xf000_0000, 0xf000_4000));
+    }
+
+    #[test]
+    fn what_is_unused_is_left_above_4_gib_where_nothing_else_is() {
+        let ram = || [0..0xf000_0000, 0x1_0000_0000..0x2_0000_0000].into_iter();
+        for (from, placed, to) in [
+            (0x2_0000_0000, Placed::Left, 0x2_0000_0000),
+            (0x1_ffff_c000, Placed::Moved { from: 0x1_ffff_c000 }, 0xf000_0000),
+            (0x10_0000, Placed::Moved { from: 0x10_0000 }, 0xf000_0000),
+            (0xfec0_0000, Placed::Moved { from: 0xfec0_0000 }, 0xf000_0000),
+            (0xf001_0000, Placed::Left, 0xf001_0000),
+        ] {
+            let mut fake = Fake::default();
+            let (function, mut bar) = wide(&mut fake, from);
+            let mut placement = Placement::beside(ram());
+            assert_eq!(placement.place_unused(&mut fake, function, &mut bar), Ok(placed));
+            assert_eq!(bar.paddr, to, "{from:#x}");
+            // Nothing else comes there.
+            let again = placement.place_unused(&mut fake, function, &mut bar);
+            assert_eq!(again, Ok(Placed::Moved { from: to }));
+        }
+    }
+
+    #[test]
     fn there_may_be_no_room() {
         let mut fake = Fake::default();
         let (function, mut bar) = wide(&mut fake, 0);
         let mut placement = Placement::beside([0..0xfc00_0000].into_iter());
-        assert_eq!(placement.place(&mut fake, function, &mut bar), Err(NoRoom));
+        assert_eq!(placement.place(&mut fake, function, &mut bar), Err(NoRoom { bar: 0 }));
         let mut placement = Placement::beside([0..0xfbff_8001, 0xfbff_ffff..u64::MAX].into_iter());
-        assert_eq!(placement.place(&mut fake, function, &mut bar), Err(NoRoom));
+        assert_eq!(placement.place(&mut fake, function, &mut bar), Err(NoRoom { bar: 0 }));
     }
 }
