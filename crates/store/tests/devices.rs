@@ -266,6 +266,45 @@ fn without_buffers_it_is_busy_until_there_are() {
 }
 
 #[test]
+fn short_requests_leave_a_long_one_its_turn() {
+    let mut lab = Lab::new();
+    let (mut long, mut short) = (lab.disk(), lab.disk());
+    let mut reads: Vec<_> =
+        (0..NR_FRAMES).map(|_| begin(&mut short, &mut lab, 0, 1).unwrap()).collect();
+    assert_eq!(begin(&mut short, &mut lab, 0, 1).map(|_| ()), Err(StoreError::Busy));
+    assert_eq!(begin(&mut long, &mut lab, 0, 24).map(|_| ()), Err(StoreError::Busy));
+    for nr_free in 1..=3 {
+        lab.fake(|fake| fake.finish(0, Ok(())));
+        assert!(lab.pump());
+        short.end_read(&mut lab.pool, reads.remove(0));
+        assert_eq!(lab.fake(|fake| fake.nr_free()), nr_free);
+        if nr_free < 3 {
+            assert_eq!(begin(&mut short, &mut lab, 0, 1).map(|_| ()), Err(StoreError::Busy));
+            let too_long = begin(&mut short, &mut lab, 0, 8 * NR_FRAMES + 1).map(|_| ());
+            assert!(matches!(too_long, Err(StoreError::TooLong { .. })), "{too_long:?}");
+            assert!(!lab.pump(), "there is no room for the long one");
+        }
+    }
+    // What needs no page waits for none.
+    let flush = later(short.flush(&mut lab.pool));
+    assert!(lab.pump());
+    assert!(!lab.pump());
+    reads.push(begin(&mut long, &mut lab, 0, 24).unwrap());
+
+    // Who was refused may be gone by the time that there is room.
+    assert_eq!(begin(&mut long, &mut lab, 0, 24).map(|_| ()), Err(StoreError::Busy));
+    lab.finish();
+    for read in reads {
+        short.end_read(&mut lab.pool, read);
+    }
+    assert_eq!(short.conclude(&mut lab.pool, flush), Ok(Progress::Done));
+    assert!(lab.pump());
+    assert!(!lab.pump());
+    assert_eq!(device::read(&mut short, &mut lab, 0, 1), bytes(0, 1));
+    lab.assert_clean();
+}
+
+#[test]
 fn room_that_somebody_else_made_is_news() {
     let mut lab = Lab::new();
     let mut disk = lab.disk();

@@ -30,7 +30,8 @@ pub struct Shared<D: Device> {
     nr_open: usize,
     /// Those that the device had no room for, in their order.
     waiting: VecDeque<u32>,
-    /// The shortest buffer that was refused as busy, in sectors; 0 of an operation without.
+    /// The longest buffer that was refused as busy, in sectors; 0 of an operation without. Until there
+    /// is room for it nobody has a buffer: short ones would take each page that becomes free.
     refused: Option<u32>,
     /// Whether the next pump has something to tell.
     news: bool,
@@ -237,19 +238,21 @@ impl<D: Device> Shared<D> {
         self.find(tag(token.slot(), token.generation()))
     }
 
-    fn try_reserve(&mut self, request: Request<u32>) -> Result<Token, StoreError> {
-        if self.nr_open >= MAX_OPERATIONS && request != Request::Flush {
+    fn try_reserve(&mut self, request: Request<u32>, nr_sectors: u32) -> Result<Token, StoreError> {
+        let (nr, max) = (nr_sectors.into(), self.device.as_ref().ok_or(GONE)?.max_sectors());
+        if nr > max {
+            return Err(if max == 0 { GONE } else { StoreError::TooLong { nr, max } });
+        }
+        let has_buffer = nr_sectors > 0;
+        let is_full = self.nr_open >= MAX_OPERATIONS && request != Request::Flush;
+        if is_full || has_buffer && self.refused.is_some_and(|longest| !self.has_room(longest)) {
             return Err(StoreError::Busy);
         }
         let slot = self.make_room()?;
         let changed = changes(&request);
         let device = self.device.as_mut().ok_or(GONE)?;
         let request =
-            request.try_map(|nr_sectors| match (nr_sectors.into(), device.max_sectors()) {
-                (_, 0) => Err(GONE),
-                (nr, max) if nr > max => Err(StoreError::TooLong { nr, max }),
-                _ => device.reserve(nr_sectors).ok_or(StoreError::Busy),
-            })?;
+            request.try_map(|nr_sectors| device.reserve(nr_sectors).ok_or(StoreError::Busy))?;
         let Operation { generation, changes, state } = &mut self.operations[slot as usize];
         if let State::Free { next } = mem::replace(state, State::Reserved(request)) {
             self.free = next;
@@ -328,10 +331,9 @@ impl<D: Device> SharedDevice for Shared<D> {
             Request::Read { buffer, .. } | Request::Write { buffer, .. } => buffer,
             _ => 0,
         };
-        let reserved = self.try_reserve(request);
+        let reserved = self.try_reserve(request, nr_sectors);
         if reserved == Err(StoreError::Busy) {
-            let shortest = self.refused.map_or(nr_sectors, |refused| refused.min(nr_sectors));
-            self.refused = Some(shortest);
+            self.refused = self.refused.max(Some(nr_sectors));
         }
         reserved
     }
