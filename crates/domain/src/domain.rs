@@ -266,6 +266,7 @@ impl<P: Platform> Domain<P> {
             self.list_more(platform);
             let keys: Vec<VbdKey> = self.vbds.keys().collect();
             for key in keys {
+                self.correct_size(platform, key);
                 self.proceed(platform, key);
             }
             self.proceed_upstreams(platform);

@@ -283,38 +283,40 @@ impl<P: Platform> Domain<P> {
         Ok(())
     }
 
-    /// Tells a disk's size again where it has changed while it was being published.
+    /// Tells all who hold a disk how large it is now.
+    pub(crate) fn tell_size(&mut self, platform: &mut P, id: DiskId) {
+        let holders: alloc::vec::Vec<VbdKey> =
+            self.disks.get(id).map_or_else(Default::default, |entry| entry.holders().collect());
+        for key in holders {
+            self.correct_size(platform, key);
+        }
+    }
+
+    /// Tells a vbd's frontend how large its disk is now, where it was told otherwise; later, where
+    /// xenstore's queue has no room.
     pub(crate) fn correct_size(&mut self, platform: &mut P, key: VbdKey) {
         let Some(Identity::Open(device)) = self.vbds.get(&key).map(|vbd| &vbd.identity) else {
             return;
         };
-        let (disk, published) = (device.disk, device.published);
-        let size = |entry: &Entry| BlockStore::<P::Memory>::geometry(&entry.disk).nr_sectors;
-        if self.disks.get(disk).is_some_and(|entry| size(entry) != published) {
-            self.tell_size(platform, disk);
-        }
-    }
-
-    /// Tells all who hold a disk how large it is now.
-    pub(crate) fn tell_size(&mut self, platform: &mut P, id: DiskId) {
-        let Some(entry) = self.disks.get(id) else { return };
+        let Some(entry) = self.disks.get(device.disk) else { return };
         let nr_sectors = BlockStore::<P::Memory>::geometry(&entry.disk).nr_sectors;
-        let holders: alloc::vec::Vec<VbdKey> = entry.holders().collect();
-        for key in holders {
-            let Some(vbd) = self.vbds.get_mut(&key) else { continue };
-            if let Identity::Open(device) = &mut vbd.identity {
-                device.published = nr_sectors;
-            }
-            platform.log(format_args!("vbd {key}: resized to {nr_sectors} sectors"));
-            let (tag, is_connected) = (Tag::Written(vbd.id), vbd.handshake.is_connected());
-            let (node, state_node) = (vbd.node(keys::SECTORS), vbd.node(STATE));
-            let value = nr_sectors.to_string();
-            self.submit(platform, Request::Write(&node, value.as_bytes()), tag);
-            if is_connected {
-                // Linux looks at the size again when our state is written, even unchanged.
-                let state = XenbusState::Connected.to_string();
-                self.submit(platform, Request::Write(&state_node, state.as_bytes()), tag);
-            }
+        // What was never told is told when it is published.
+        if [0, nr_sectors].contains(&device.published) || !self.has_room() {
+            return;
+        }
+        let Some(vbd) = self.vbds.get_mut(&key) else { return };
+        if let Identity::Open(device) = &mut vbd.identity {
+            device.published = nr_sectors;
+        }
+        vbd.say(platform, format_args!("resized to {nr_sectors} sectors"));
+        let (tag, is_connected) = (Tag::Written(vbd.id), vbd.handshake.is_connected());
+        let (node, state_node) = (vbd.node(keys::SECTORS), vbd.node(STATE));
+        let value = nr_sectors.to_string();
+        self.submit(platform, Request::Write(&node, value.as_bytes()), tag);
+        if is_connected {
+            // Linux looks at the size again when our state is written, even unchanged.
+            let state = XenbusState::Connected.to_string();
+            self.submit(platform, Request::Write(&state_node, state.as_bytes()), tag);
         }
     }
 }

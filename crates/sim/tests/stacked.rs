@@ -798,6 +798,67 @@ fn the_console_bears_a_backend_that_comes_and_goes() {
 }
 
 #[test]
+fn the_console_bears_a_backend_that_changes_its_size_again_and_again() {
+    let mut lab = Lab::new(1).cmdline("disk=far,vbd,dev=xvdb").start();
+    let machine = lab.machine().clone();
+    let server = sim::toolstack::create_domain(&machine, DomainKind::DriverDomain);
+    let upstream = Device::new(server, lab.domid(), 51728);
+    upstream.add(&machine, &DiskSpec::new("xvdb", "mine")).unwrap();
+    let xs = machine.xs(server);
+    let write = |key: &str, value: &str| {
+        xs.write(&format!("{}/{key}", upstream.backend_path()), value).unwrap();
+    };
+    for (key, value) in [("sectors", "8"), ("sector-size", "512"), ("info", "0")] {
+        write(key, value);
+    }
+    let theirs = format!("{}/state", upstream.frontend_path());
+    for (state, then) in [("2", "3"), ("4", "4")] {
+        write("state", state);
+        lab.run_until(then, |_| xs.get(&theirs).as_deref() == Some(then));
+    }
+    let guest = lab.create_guest();
+    let disk = lab.attach(guest, "xvda", "far");
+    lab.connect(disk);
+    let sectors = format!("{}/sectors", disk.backend_path());
+    for n in 1..=100 {
+        let nr_sectors = 8 << (n % 2);
+        write("sectors", &nr_sectors.to_string());
+        write("state", "4");
+        let found = |lab: &Lab| lab.machine().xs(guest).number(&sectors);
+        lab.run_until("the size", |lab| found(lab) == Some(nr_sectors));
+    }
+    let line = format!("vbd {guest}/51712: resized to ");
+    assert_eq!(lines_with(&lab, &line), 4, "one went for its connection: {}", lab.report());
+}
+
+#[test]
+fn who_is_not_told_of_a_size_for_want_of_room_is_told_later() {
+    let mut lab = Lab::new(1).memory_pages(20_000).cmdline("disk=big,ram,size=1M").start();
+    let machine = lab.machine().clone();
+    (machine.xenstored().quotas.nodes, machine.xenstored().quotas.watches) = (100_000, 10_000);
+    let guest = lab.create_guest();
+    let disks: Vec<Device> =
+        (0..320).map(|n| Device::new(lab.domid(), guest, (1 << 28) + (n << 8))).collect();
+    let spec = DiskSpec::new("xvda", "big").read_only();
+    let (told, new) = disks.split_at(180);
+    let wait = |lab: &mut Lab, disks: &[Device]| {
+        let waits = Some(XenbusState::InitWait);
+        lab.run_until("InitWait", |_| disks.iter().all(|d| d.backend_state(&machine) == waits));
+    };
+    told.iter().for_each(|disk| disk.add(&machine, &spec).unwrap());
+    wait(&mut lab, told);
+    // What is asked of these takes all the room that there is in xenstore's queue.
+    new.iter().for_each(|disk| disk.add(&machine, &spec).unwrap());
+    assert_eq!(run(&mut lab, "resize big 2M"), Ok(String::new()));
+    wait(&mut lab, new);
+    assert_eq!(lines_with(&lab, "xenstore queue full"), 0);
+    for disk in &disks {
+        let sectors = machine.xs(guest).number(&format!("{}/sectors", disk.backend_path()));
+        assert_eq!(sectors, Some(4096), "{disk:?}");
+    }
+}
+
+#[test]
 fn who_takes_all_pages_leaves_others_their_turn() {
     for seed in seeds(3) {
         let spec = DiskSpec::new("xvdb", "ram,size=2M");
