@@ -838,9 +838,9 @@ fn who_is_not_told_of_a_size_for_want_of_room_is_told_later() {
     (machine.xenstored().quotas.nodes, machine.xenstored().quotas.watches) = (100_000, 10_000);
     let guest = lab.create_guest();
     let disks: Vec<Device> =
-        (0..320).map(|n| Device::new(lab.domid(), guest, (1 << 28) + (n << 8))).collect();
+        (0..400).map(|n| Device::new(lab.domid(), guest, (1 << 28) + (n << 8))).collect();
     let spec = DiskSpec::new("xvda", "big").read_only();
-    let (told, new) = disks.split_at(180);
+    let (told, new) = disks.split_at(200);
     let wait = |lab: &mut Lab, disks: &[Device]| {
         let waits = Some(XenbusState::InitWait);
         lab.run_until("InitWait", |_| disks.iter().all(|d| d.backend_state(&machine) == waits));
