@@ -21,7 +21,7 @@ pub(crate) struct OwnGrants {
 }
 
 impl OwnGrants {
-    /// As many frames as the table is given room for: 32,256 grants, what Xen lets a domain have
+    /// As many frames as the table is given room for: 32,760 grants, what Xen lets a domain have
     /// that xl.cfg's `max_grant_frames` says nothing of.
     pub(crate) const MAX_FRAMES: u32 = 64;
 
