@@ -130,7 +130,7 @@ def a_granary_on_a_granary(lab: Lab):
 DURABLE_MIB, FILE_SYSTEM_MIB, NR_PROMISES = 64, 48, 8
 
 
-@scenario(limit=300)
+@scenario(limit=300, group="all")
 def an_fsync_reaches_it(lab: Lab):
     """When a guest's fsync is answered, the upstream disk has had its writes, and a flush after them."""
     guest = lab.guest()
