@@ -97,7 +97,7 @@ QEMU = "usr/libexec/xen-qemu-system-i386"
 FIRMWARE = [
     "usr/share/seabios/bios-256k.bin",
     "usr/share/qemu/pvh.bin",
-    "usr/share/qemu/linuxboot_dma.bin",
+    "usr/share/qemu/linuxboot.bin",
     "usr/share/qemu/keymaps/en-us",
 ]
 GUEST_PROGRAMS = ["mke2fs", "e2fsck", "blkdiscard", "fstrim"]
