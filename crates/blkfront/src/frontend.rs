@@ -5,16 +5,16 @@ use alloc::vec::Vec;
 
 use blkif::{IndirectOp, Sector};
 use store::{
-    Access, Completion, Device, Failure, Flushing, Geometry, Refusal, Refused, Request,
+    Access, Buffer, Completion, Device, Failure, Flushing, Geometry, Refusal, Refused, Request,
     SectorRange, SecureDiscard, Tag,
 };
 use xen_abi::{DomId, EvtchnPort, Gfn, SharedMemory};
 
 use crate::granted::{Retired, grant};
-use crate::pages::{Pages, SECTORS_PER_PAGE, nr_tables};
+use crate::pages::{Pages, part_limits};
 use crate::parts::Rest;
 use crate::ring::Answered;
-use crate::{Broken, Buffer, Disk, Flush, GrantTable, OutOfGrants, Ring};
+use crate::{Broken, Disk, Flush, GrantTable, OutOfGrants, Ring};
 
 /// A request that was taken.
 struct Entry {
@@ -227,19 +227,15 @@ impl<M: SharedMemory> Device for Frontend<M> {
     }
 
     fn max_sectors(&self) -> u64 {
-        let (nr_pages, max_segments) = (self.pages.nr_pages(), usize::from(self.disk.max_segments));
-        let fits = |nr_data: &usize| nr_data + nr_tables(*nr_data, max_segments) <= nr_pages;
-        // All pages but those of the segments, which are few.
-        let nr_data = (0..=nr_pages).rev().find(fits).unwrap_or(0);
-        nr_data as u64 * u64::from(SECTORS_PER_PAGE)
+        self.pages.buffers.max_sectors(part_limits(&self.disk))
     }
 
     fn reserve(&mut self, nr_sectors: u32) -> Option<Buffer> {
-        self.pages.reserve(nr_sectors, usize::from(self.disk.max_segments))
+        self.pages.buffers.reserve(nr_sectors, part_limits(&self.disk))
     }
 
     fn give_back(&mut self, buffer: Buffer) {
-        self.pages.give_back(buffer);
+        self.pages.buffers.give_back(buffer);
     }
 
     fn frames(&self, buffer: &Buffer, each: &mut dyn FnMut(Gfn)) {

@@ -27,5 +27,4 @@ pub use frontend::Frontend;
 pub use grant_table::{GrantTable, StillInUse};
 pub use granted::{OutOfGrants, Retired};
 pub use handshake::{Action, Event, Handshake};
-pub use pages::Buffer;
 pub use ring::{Broken, NoRing, Ring};

@@ -4,10 +4,11 @@ use blkif::{
     Indirect, IndirectOp, MAX_INDIRECT_PAGES, MAX_SEGMENTS, MaxIndirectSegments, OpCode, Operation,
     Sector, Segment, Segments, Transfer,
 };
+use store::{Buffer, PageNumber, SECTORS_PER_PAGE};
 use xen_abi::{GrantRef, SharedMemory};
 
-use crate::pages::{Page, Pages, SECTORS_PER_PAGE};
-use crate::{Buffer, Disk, Flush};
+use crate::pages::Pages;
+use crate::{Disk, Flush};
 
 /// What is to be sent of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,9 +18,9 @@ pub(crate) enum Rest {
         sector: Sector,
         nr_sectors: u32,
         /// Where the data lies.
-        data: Page,
+        data: PageNumber,
         /// Where the segments of the next indirect request go.
-        table: Page,
+        list: PageNumber,
     },
     Flush,
     Discard {
@@ -32,8 +33,8 @@ pub(crate) enum Rest {
 impl Rest {
     /// All of a read or write.
     pub(crate) const fn of_transfer(op: IndirectOp, sector: Sector, buffer: &Buffer) -> Self {
-        let (data, table) = (buffer.data(), buffer.tables());
-        Self::Transfer { op, sector, nr_sectors: buffer.nr_sectors(), data, table }
+        let (data, list) = (buffer.data(), buffer.lists());
+        Self::Transfer { op, sector, nr_sectors: buffer.nr_sectors(), data, list }
     }
 
     /// The next request of the ring, and what is left then.
@@ -43,22 +44,22 @@ impl Rest {
         pages: &Pages<M>,
     ) -> (Operation, Option<Self>) {
         match self {
-            Self::Transfer { op, sector, nr_sectors, data, table } => {
-                let max_sectors = u32::from(disk.max_segments) * u32::from(SECTORS_PER_PAGE);
+            Self::Transfer { op, sector, nr_sectors, data, list } => {
+                let max_sectors = u32::from(disk.max_segments) * SECTORS_PER_PAGE;
                 let nr_now = nr_sectors.min(max_sectors);
                 let mut segments = SegmentsOf { pages, page: data, nr_left: nr_now };
                 let nr_segments = segments.len();
-                let (operation, table) = if nr_segments <= MAX_SEGMENTS {
-                    (direct(op, sector, &mut segments), table)
+                let (operation, list) = if nr_segments <= MAX_SEGMENTS {
+                    (direct(op, sector, &mut segments), list)
                 } else {
-                    (indirect(op, sector, &mut segments, table), pages.after(table))
+                    (indirect(op, sector, &mut segments, list), pages.buffers.after(list))
                 };
                 let rest = (nr_now < nr_sectors).then(|| Self::Transfer {
                     op,
                     sector: Sector(sector.0 + u64::from(nr_now)),
                     nr_sectors: nr_sectors - nr_now,
                     data: segments.page,
-                    table,
+                    list,
                 });
                 (operation, rest)
             }
@@ -80,7 +81,7 @@ impl Rest {
 /// The segments of so many sectors, from the start of a page on.
 struct SegmentsOf<'a, M> {
     pages: &'a Pages<M>,
-    page: Page,
+    page: PageNumber,
     nr_left: u32,
 }
 
@@ -88,16 +89,16 @@ impl<M: SharedMemory> Iterator for SegmentsOf<'_, M> {
     type Item = Segment;
 
     fn next(&mut self) -> Option<Segment> {
-        let nr_sectors = u8::try_from(self.nr_left).unwrap_or(u8::MAX).min(SECTORS_PER_PAGE);
-        let last_sect = nr_sectors.checked_sub(1)?;
+        let nr_sectors = self.nr_left.min(SECTORS_PER_PAGE);
+        let last_sect = u8::try_from(nr_sectors.checked_sub(1)?).ok()?;
         let gref = self.pages.gref(self.page);
-        self.page = self.pages.after(self.page);
-        self.nr_left -= u32::from(nr_sectors);
+        self.page = self.pages.buffers.after(self.page);
+        self.nr_left -= nr_sectors;
         Some(Segment { gref, first_sect: 0, last_sect })
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        let nr_segments = self.nr_left.div_ceil(u32::from(SECTORS_PER_PAGE)) as usize;
+        let nr_segments = self.nr_left.div_ceil(SECTORS_PER_PAGE) as usize;
         (nr_segments, Some(nr_segments))
     }
 }
@@ -128,15 +129,15 @@ fn indirect<M: SharedMemory>(
     op: IndirectOp,
     sector: Sector,
     segments: &mut SegmentsOf<'_, M>,
-    table: Page,
+    list: PageNumber,
 ) -> Operation {
     let pages = segments.pages;
     let nr_segments = u16::try_from(segments.len()).unwrap_or(u16::MAX);
     for (index, segment) in segments.enumerate() {
-        pages.write_segment(table, index, &segment);
+        pages.write_segment(list, index, &segment);
     }
     let mut grefs = [GrantRef(0); MAX_INDIRECT_PAGES];
-    grefs[0] = pages.gref(table);
+    grefs[0] = pages.gref(list);
     let indirect = Indirect::new(op, sector, nr_segments, grefs, MaxIndirectSegments::MAX);
     // There are segments, and no more than fit the page; what is no request is refused.
     indirect.map_or(Operation::Unknown { code: OpCode::INDIRECT }, Operation::Indirect)

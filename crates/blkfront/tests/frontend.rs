@@ -4,11 +4,12 @@
 
 mod upstream;
 
-use blkfront::{Buffer, DiscardLimits, Disk, Flush, Frontend, NoRing, OutOfGrants, Retired, Ring};
+use blkfront::{DiscardLimits, Disk, Flush, Frontend, NoRing, OutOfGrants, Retired, Ring};
 use blkif::{Operation, Sector, Segments, Status, Transfer};
 use sim::{Machine, OwnGrants};
 use store::{
-    Access, BlockSize, Device, Failure, Flushing, Refusal, Refused, Request, SecureDiscard, Tag,
+    Access, BlockSize, Buffer, Device, Failure, Flushing, Refusal, Refused, Request, SecureDiscard,
+    Tag,
 };
 use upstream::{DISK, FIRST, Upstream, frames};
 use xen_abi::{EvtchnPort, Gfn, PAGE_SIZE};

@@ -6,11 +6,9 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use nvme::{
-    Buffer, Controller, Dma, DmaAddr, Interrupt, NamespaceId, Reg32, Reg64, Registers, State,
-};
+use nvme::{Controller, Dma, DmaAddr, Interrupt, NamespaceId, Reg32, Reg64, Registers, State};
 use sim::{Page, Region};
-use store::{BlockSize, Completion, Refused, Request, Tag};
+use store::{BlockSize, Buffer, Completion, Refused, Request, Tag};
 use xen_abi::{Gfn, Instant, PAGE_SIZE};
 
 use crate::input::Input;

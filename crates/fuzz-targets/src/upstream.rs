@@ -4,10 +4,10 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use blkfront::{Buffer, Disk, Frontend, KeyError, Retired, Ring};
+use blkfront::{Disk, Frontend, KeyError, Retired, Ring};
 use blkif::{Abi, OpCode, RequestId, Response, Status, keys, layout};
 use sim::{GrantAccess, Machine, OwnGrants, Page, Region};
-use store::{Completion, Device, Failure, Refused, Request, Tag};
+use store::{Buffer, Completion, Device, Failure, Refused, Request, Tag};
 use xen_abi::{DomId, Gfn, GrantHandle, GrantRef, PAGE_SIZE};
 
 use crate::input::Input;

@@ -3,10 +3,10 @@
 use alloc::rc::Rc;
 use core::cell::RefCell;
 
-use store::{Completion, Device, Flushing, Geometry, Refused, Request, Tag};
+use store::{Buffer, Completion, Device, Flushing, Geometry, Refused, Request, Tag};
 use xen_abi::{Gfn, SharedMemory};
 
-use crate::{Buffer, Controller, NamespaceId, Registers};
+use crate::{Controller, NamespaceId, Registers};
 
 /// A namespace of a controller that serves others, too.
 #[derive(Debug)]

@@ -38,6 +38,6 @@ pub use failure::IoError;
 pub use identify::{
     CONTROLLER_LEN, Disk, EntrySizes, Identity, NAMESPACE_LEN, NamespaceId, Support, Unusable,
 };
-pub use memory::{Buffer, Dma, DmaAddr};
+pub use memory::{Dma, DmaAddr};
 pub use queue::Broken;
 pub use registers::{Reg32, Reg64, Registers, Version};

@@ -1,10 +1,11 @@
 //! How a request becomes commands.
 
+use store::{Buffer, PageNumber};
 use xen_abi::SharedMemory;
 
+use crate::NamespaceId;
 use crate::command::{self, Command, IoOpcode};
-use crate::memory::{Memory, Page};
-use crate::{Buffer, NamespaceId};
+use crate::memory::Memory;
 
 /// Most sectors that a command deallocates, 1 GiB: a range may have 2^32 - 1 blocks, but drives that
 /// are slow at it must be done in time.
@@ -18,9 +19,9 @@ pub(crate) enum Rest {
         lba: u64,
         nr_blocks: u64,
         /// Where the data lies.
-        data: Page,
+        data: PageNumber,
         /// Where the next PRP list goes.
-        list: Page,
+        list: PageNumber,
     },
     Zeroes {
         lba: u64,
@@ -74,7 +75,7 @@ impl Rest {
                 let nr_pages = nr_now.div_ceil(blocks_per_page);
                 let (prp, data) = memory.describe(data, small(nr_pages), list);
                 let command = Command::blocks(opcode, nsid, lba, small(nr_now), prp);
-                let list = if nr_pages > 2 { memory.after(list) } else { list };
+                let list = if nr_pages > 2 { memory.buffers.after(list) } else { list };
                 let (lba, nr_blocks) = (lba + nr_now, nr_blocks - nr_now);
                 let rest = Self::Transfer { opcode, lba, nr_blocks, data, list };
                 (command, (nr_blocks > 0).then_some(rest))

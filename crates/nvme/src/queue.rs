@@ -1,11 +1,12 @@
 //! A submission queue and its completion queue (base specification 1.4, section 4.1).
 
+use store::PageNumber;
 use thiserror::Error;
 use xen_abi::{PAGE_SIZE, SharedMemory};
 
 use crate::command::{COMMAND_LEN, Command};
 use crate::completion::{COMPLETION_LEN, Entry};
-use crate::memory::{Memory, Page};
+use crate::memory::Memory;
 use crate::registers::{Cap, Registers};
 
 /// Most entries of a queue: those of a page.
@@ -56,8 +57,8 @@ pub enum Broken {
 #[derive(Debug)]
 pub(crate) struct QueuePair {
     id: u16,
-    sq: Page,
-    cq: Page,
+    sq: PageNumber,
+    cq: PageNumber,
     nr_entries: u16,
     tail: u16,
     head: u16,
@@ -69,7 +70,7 @@ pub(crate) struct QueuePair {
 }
 
 impl QueuePair {
-    pub(crate) const fn new(id: u16, sq: Page, cq: Page, nr_entries: u16) -> Self {
+    pub(crate) const fn new(id: u16, sq: PageNumber, cq: PageNumber, nr_entries: u16) -> Self {
         Self { id, sq, cq, nr_entries, tail: 0, head: 0, phase: 1, told_tail: 0, told_head: 0 }
     }
 
@@ -81,11 +82,11 @@ impl QueuePair {
         self.nr_entries
     }
 
-    pub(crate) const fn sq(&self) -> Page {
+    pub(crate) const fn sq(&self) -> PageNumber {
         self.sq
     }
 
-    pub(crate) const fn cq(&self) -> Page {
+    pub(crate) const fn cq(&self) -> PageNumber {
         self.cq
     }
 

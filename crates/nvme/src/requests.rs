@@ -4,7 +4,7 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use store::{Completion, Tag};
+use store::{Buffer, Completion, Tag};
 use xen_abi::{Instant, SharedMemory};
 
 use crate::command::Command;
@@ -12,7 +12,7 @@ use crate::completion::{Entry, Retry};
 use crate::memory::Memory;
 use crate::parts::{Rest, Target};
 use crate::queue::{Broken, QueuePair};
-use crate::{Buffer, IoError, NamespaceId};
+use crate::{IoError, NamespaceId};
 
 /// How long a command may take: what Linux gives it (`nvme_core.io_timeout`). It is looked at once a
 /// second, so that up to two seconds more go by.

@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use nvme::{IoError, NamespaceDevice, NamespaceId, Status};
 use simulated::{Act, Bad, Bus, CAP, Lab, NS1, SimNamespace, Sqe, device};
-use store::{Device, Failure, Flushing, Refusal, Request, Tag};
+use store::{Buffer, Device, Failure, Flushing, Refusal, Request, Tag};
 use xen_abi::PAGE_SIZE;
 
 fn with(nr_pages: u64, change: impl FnOnce(&mut simulated::Device)) -> Lab {
@@ -129,7 +129,7 @@ fn the_longest_buffer_is_the_longest() {
             assert!(longest > 0);
             assert_eq!(lab.controller.reserve(longest + 1), None, "{mdts} {nr_pages}");
             let buffer = lab.controller.reserve(longest);
-            assert_eq!(buffer.as_ref().map(nvme::Buffer::nr_sectors), Some(longest));
+            assert_eq!(buffer.as_ref().map(Buffer::nr_sectors), Some(longest));
             assert_eq!(lab.controller.reserve(0), None);
             lab.controller.give_back(buffer.unwrap());
             assert!(lab.controller.reserve(longest).is_some());

@@ -12,7 +12,7 @@ use std::time::Duration;
 use nvme::{NamespaceId, State, Support};
 use sim::{Rng, seeds};
 use simulated::{Act, Bad, CAP, Lab, SimNamespace, device};
-use store::{Completion, Failure, Flushing, Refusal, Request, Tag};
+use store::{Buffer, Completion, Failure, Flushing, Refusal, Request, Tag};
 use xen_abi::PAGE_SIZE;
 
 const NR_PAGES: u64 = 60;
@@ -196,7 +196,7 @@ impl Model {
         &mut self,
         nsid: NamespaceId,
         tag: Tag,
-        request: Request<nvme::Buffer>,
+        request: Request<Buffer>,
     ) -> Result<(), Refusal> {
         self.lab.controller.submit(nsid, tag, request).map_err(|refused| {
             let (Request::Read { buffer, .. } | Request::Write { buffer, .. }) = refused.request
@@ -216,7 +216,7 @@ impl Model {
         }
     }
 
-    fn completed(&mut self, nsid: NamespaceId, completion: Completion<nvme::Buffer>) {
+    fn completed(&mut self, nsid: NamespaceId, completion: Completion<Buffer>) {
         let Completion { tag, result, buffer } = completion;
         let open = self.open.remove(&tag.0).expect("each once");
         assert_eq!(open.nsid, nsid);

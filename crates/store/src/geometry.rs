@@ -3,6 +3,8 @@
 use core::fmt;
 use core::ops::Range;
 
+use xen_abi::PAGE_SHIFT;
+
 use crate::StoreError;
 
 /// log2 of [`SECTOR_SIZE`].
@@ -10,6 +12,9 @@ pub const SECTOR_SHIFT: u32 = 9;
 
 /// A sector is always 512 bytes, whatever the logical block size (`io/blkif.h`).
 pub const SECTOR_SIZE: usize = 1 << SECTOR_SHIFT;
+
+/// Sectors of a page.
+pub const SECTORS_PER_PAGE: u32 = 1 << (PAGE_SHIFT - SECTOR_SHIFT);
 
 /// Whether a disk may be written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -10,6 +10,7 @@ extern crate alloc;
 
 mod audit;
 mod block_store;
+mod buffers;
 mod device;
 mod device_disk;
 mod disk;
@@ -27,12 +28,13 @@ pub use block_store::{
     BlockStore, Discard, Extent, ExtentSink, Flushing, Naming, OpenRead, OpenWrite, Progress,
     Steps, StoreError, Token,
 };
+pub use buffers::{Buffer, Buffers, PageNumber, PartLimits};
 pub use device::{Completion, Device, Failure, Refusal, Refused, Request, Tag};
 pub use device_disk::{DeviceDisk, Overlay, Shared, Slice};
 pub use disk::Disk;
 pub use geometry::{
-    Access, BlockSize, DiscardLimits, Geometry, SECTOR_SHIFT, SECTOR_SIZE, SectorRange,
-    SecureDiscard,
+    Access, BlockSize, DiscardLimits, Geometry, SECTOR_SHIFT, SECTOR_SIZE, SECTORS_PER_PAGE,
+    SectorRange, SecureDiscard,
 };
 pub use image::{
     Archive, ArchiveError, Image, ImageDisk, ImageError, ImageFile, ImageFormat, ImageSource,

@@ -2,12 +2,12 @@
 
 #![allow(dead_code, reason = "each test file uses what it needs")]
 
-use blkfront::{Buffer, Disk, Flush, Frontend, Retired, Ring};
+use blkfront::{Disk, Flush, Frontend, Retired, Ring};
 use blkif::{
     Abi, BackRing, MaxIndirectSegments, Operation, Request as Wire, Response, Segment, Status,
 };
 use sim::{GrantAccess, Machine, OwnGrants, Page, Region};
-use store::{Access, BlockSize, Completion, Device, Failure, Request, Tag};
+use store::{Access, BlockSize, Buffer, Completion, Device, Failure, Request, Tag};
 use xen_abi::{DomId, EvtchnPort, Gfn, GrantHandle, GrantRef};
 
 pub const FIRST: Gfn = Gfn(100);

@@ -1,43 +1,46 @@
 //! Requests to a controller's namespaces.
 
-use store::{Access, Completion, Failure, Flushing, Refusal, Refused, Request, SectorRange, Tag};
+use store::{
+    Access, Buffer, Completion, Failure, Flushing, PartLimits, Refusal, Refused, Request,
+    SectorRange, Tag,
+};
 use xen_abi::{Gfn, SharedMemory};
 
 use super::{Controller, Phase};
 use crate::command::IoOpcode;
 use crate::identify::Support;
-use crate::memory::{SECTORS_PER_PAGE, nr_lists};
 use crate::parts::{Rest, Target};
-use crate::{Buffer, Disk, IoError, NamespaceId, Registers};
+use crate::{Disk, IoError, NamespaceId, Registers};
 
 impl<R: Registers, M: SharedMemory> Controller<R, M> {
     /// The longest buffer that there can be, in sectors; 0 until the controller has identified
     /// itself, and when it takes no more requests.
     #[must_use]
     pub fn max_sectors(&self) -> u64 {
-        let Some(max_pages) = self.max_pages().filter(|_| !self.is_over()) else { return 0 };
-        let nr_pool = self.memory.nr_pool();
-        let fits = |nr_data: &usize| nr_data + nr_lists(*nr_data, max_pages.into()) <= nr_pool;
-        // All pages but those of the PRP lists, which are few.
-        let nr_data = (0..=nr_pool).rev().find(fits).unwrap_or(0);
-        nr_data as u64 * u64::from(SECTORS_PER_PAGE)
+        let limits = self.part_limits().filter(|_| !self.is_over());
+        limits.map_or(0, |limits| self.memory.buffers.max_sectors(limits))
     }
 
     fn max_pages(&self) -> Option<u16> {
         Some(self.identity.as_ref()?.max_pages)
     }
 
+    /// What a command can be: it names two pages itself, and more in a PRP list.
+    fn part_limits(&self) -> Option<PartLimits> {
+        Some(PartLimits { max_pages: self.max_pages()?.into(), max_direct: 2 })
+    }
+
     /// Reserves a buffer. `None` where too few pages are free: ask again when a buffer has been given
     /// back, unless it is longer than [`max_sectors`](Self::max_sectors).
     #[must_use]
     pub fn reserve(&mut self, nr_sectors: u32) -> Option<Buffer> {
-        let max_pages = self.max_pages()?;
-        self.memory.reserve(nr_sectors, max_pages.into())
+        let limits = self.part_limits()?;
+        self.memory.buffers.reserve(nr_sectors, limits)
     }
 
     /// Gives a buffer back.
     pub fn give_back(&mut self, buffer: Buffer) {
-        self.memory.give_back(buffer);
+        self.memory.buffers.give_back(buffer);
     }
 
     /// The frames that hold a buffer's bytes, from the start of the first on: 8 sectors each, the

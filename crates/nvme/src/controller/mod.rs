@@ -9,7 +9,7 @@ use xen_abi::{Gfn, Instant, SharedMemory};
 
 use self::phases::Admin;
 use crate::command::Interrupt;
-use crate::memory::{Dma, Memory, Page};
+use crate::memory::{self, Dma, Memory};
 use crate::queue::{MAX_ENTRIES, QueuePair};
 use crate::registers::{Cap, Csts, Reg32, Reg64, Registers, Version};
 use crate::requests::Requests;
@@ -122,7 +122,7 @@ pub struct Controller<R, M> {
 
 impl<R: Registers, M: SharedMemory> Controller<R, M> {
     /// Frames that a controller needs for itself, before those for data.
-    pub const NR_FRAMES: usize = Page::NR_FIXED;
+    pub const NR_FRAMES: usize = memory::NR_FIXED;
 
     /// Looks at a controller and gives it these frames: [`NR_FRAMES`](Self::NR_FRAMES) for queues, the
     /// others for data. It is not written to before the first [`step`](Self::step). Its memory
@@ -175,8 +175,8 @@ impl<R: Registers, M: SharedMemory> Controller<R, M> {
             interrupt,
             cap,
             phase: Phase::Settling { until: now.after(cap.timeout()) },
-            admin: QueuePair::new(0, Page::ADMIN_SQ, Page::ADMIN_CQ, nr_entries),
-            io: QueuePair::new(1, Page::IO_SQ, Page::IO_CQ, nr_entries),
+            admin: QueuePair::new(0, memory::ADMIN_SQ, memory::ADMIN_CQ, nr_entries),
+            io: QueuePair::new(1, memory::IO_SQ, memory::IO_CQ, nr_entries),
             admin_cid: 0,
             identity: None,
             namespaces: Vec::new(),

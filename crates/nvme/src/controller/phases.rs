@@ -8,7 +8,7 @@ use xen_abi::{Instant, SharedMemory};
 use super::{Controller, Namespace, Phase, Then};
 use crate::command::{AdminOpcode, Command, Interrupt};
 use crate::identify::{CONTROLLER_LEN, NAMESPACE_LEN};
-use crate::memory::Page;
+use crate::memory;
 use crate::registers::{Cc, Csts, Reg32, Reg64, Registers, Version};
 use crate::{Broken, Disk, Error, Identity, NamespaceId, Status, Unusable};
 
@@ -206,7 +206,7 @@ impl<R: Registers, M: SharedMemory> Controller<R, M> {
     }
 
     fn send_admin(&mut self, admin: Admin, now: Instant) {
-        let data = self.memory.address(Page::IDENTIFY);
+        let data = self.memory.address(memory::IDENTIFY);
         let nr_entries = self.io.nr_entries();
         let command = match admin {
             Admin::Controller => Command::identify_controller(data),

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use nvme::{Controller, Dma, DmaAddr, Interrupt, NamespaceId, Reg32, Reg64, Registers, State};
 use sim::{OwnFrames, Page, Region, Rng};
-use store::{Completion, Failure, Request, Tag};
+use store::{Buffer, Completion, Failure, Request, Tag};
 use xen_abi::{Gfn, Instant, PAGE_SIZE};
 
 /// Where the device finds frame 0: no device address is a frame's own.
@@ -718,11 +718,11 @@ impl Lab {
         Tag(self.next_tag)
     }
 
-    pub fn submit(&mut self, request: Request<nvme::Buffer>) -> Tag {
+    pub fn submit(&mut self, request: Request<Buffer>) -> Tag {
         self.submit_to(NS1, request)
     }
 
-    pub fn submit_to(&mut self, nsid: NamespaceId, request: Request<nvme::Buffer>) -> Tag {
+    pub fn submit_to(&mut self, nsid: NamespaceId, request: Request<Buffer>) -> Tag {
         let tag = self.tag();
         self.controller.submit(nsid, tag, request).unwrap();
         tag
@@ -739,7 +739,7 @@ impl Lab {
         self.submit(Request::Write { sector, buffer })
     }
 
-    pub fn filled(&mut self, nr_sectors: u32, byte: u8) -> nvme::Buffer {
+    pub fn filled(&mut self, nr_sectors: u32, byte: u8) -> Buffer {
         let buffer = self.controller.reserve(nr_sectors).unwrap();
         for page in self.pages(&buffer) {
             page.fill(byte);
@@ -747,12 +747,12 @@ impl Lab {
         buffer
     }
 
-    pub fn pages(&self, buffer: &nvme::Buffer) -> Vec<Page> {
+    pub fn pages(&self, buffer: &Buffer) -> Vec<Page> {
         let device = self.device();
         self.controller.frames(buffer).map(|frame| device.pages[&frame.0].clone()).collect()
     }
 
-    pub fn contents(&self, buffer: &nvme::Buffer) -> Vec<u8> {
+    pub fn contents(&self, buffer: &Buffer) -> Vec<u8> {
         let pages = self.pages(buffer);
         let mut bytes: Vec<u8> = pages.iter().flat_map(|page| page.bytes(0..PAGE_SIZE)).collect();
         bytes.truncate(buffer.nr_sectors() as usize * 512);
@@ -760,7 +760,7 @@ impl Lab {
     }
 
     /// Completions of a namespace; no frame of them is one that the device may still use.
-    pub fn completions(&mut self, nsid: NamespaceId) -> Vec<Completion<nvme::Buffer>> {
+    pub fn completions(&mut self, nsid: NamespaceId) -> Vec<Completion<Buffer>> {
         let completions: Vec<_> = std::iter::from_fn(|| self.controller.complete(nsid)).collect();
         if completions.is_empty() {
             return completions;

@@ -3,13 +3,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use blkfront::{
-    Action, Buffer, Disk, Event, Frontend, Handshake, Retired, Ring, offered_ring_order,
-};
+use blkfront::{Action, Disk, Event, Frontend, Handshake, Retired, Ring, offered_ring_order};
 use blkif::{RingOrder, keys};
 use sim::toolstack::Device;
 use sim::{Expect, Machine, Model, OwnGrants, Region, Rng, Xs};
-use store::{Access, Completion, Device as _, Failure, Refusal, Request, Tag};
+use store::{Access, Buffer, Completion, Device as _, Failure, Refusal, Request, Tag};
 use xen_abi::{EvtchnPort, Gfn, PAGE_SIZE, XenbusState};
 
 const SECTOR: usize = 512;
