@@ -8,7 +8,8 @@ use xen_abi::{Gfn, SharedMemory};
 
 use crate::{Controller, NamespaceId, Registers};
 
-/// A namespace of a controller that serves others, too.
+/// A namespace of a controller that serves others, too, from the same pages: who was refused a buffer
+/// has one before the others do, and is to ask until then.
 #[derive(Debug)]
 pub struct NamespaceDevice<R, M> {
     controller: Rc<RefCell<Controller<R, M>>>,
@@ -42,7 +43,7 @@ impl<R: Registers, M: SharedMemory> Device for NamespaceDevice<R, M> {
     }
 
     fn reserve(&mut self, nr_sectors: u32) -> Option<Buffer> {
-        self.controller.borrow_mut().reserve(nr_sectors)
+        self.controller.borrow_mut().reserve_for(self.nsid, nr_sectors)
     }
 
     fn give_back(&mut self, buffer: Buffer) {

@@ -11,8 +11,8 @@ use nvme::{Controller, NamespaceDevice, NamespaceId};
 use sim::{OwnFrames, Region};
 use simulated::{Bus, Lab, OTHERS, SimNamespace, device};
 use store::{
-    Access, BlockStore, DeviceDisk, Extent, Failure, FrameMemory, PagePool, Progress, SectorRange,
-    Shared, Slice, StoreError,
+    Access, BlockStore, Device, DeviceDisk, Extent, Failure, FrameMemory, OpenRead, PagePool,
+    Progress, Request, SectorRange, Shared, Slice, StoreError, Tag,
 };
 use xen_abi::Instant;
 
@@ -90,6 +90,11 @@ impl Disks {
         resumed.map(|()| bytes)
     }
 
+    fn begin(&mut self, disk: &mut DeviceDisk, nr: u64) -> Result<OpenRead, StoreError> {
+        let range = SectorRange::on(&BlockStore::<OwnFrames>::geometry(disk), 0, nr).unwrap();
+        disk.begin_read(&mut self.pool, range, &mut |_| panic!("at once"))
+    }
+
     fn later(&mut self, disk: &mut DeviceDisk, progress: Progress) -> Result<Progress, StoreError> {
         let Progress::Later(token) = progress else { panic!("{progress:?}") };
         self.go();
@@ -163,4 +168,66 @@ fn what_was_busy_is_gone_when_buffers_are_lost_with_the_controller() {
     assert_eq!(disks.later(&mut first, a), Err(gone));
     assert_eq!(disks.read(&mut first, 0, 8), Err(gone));
     assert!(!disks.on[1].borrow_mut().pump(), "nobody waits");
+}
+
+#[test]
+fn short_requests_leave_a_long_one_of_a_neighbour_its_turn() {
+    let mut disks = Disks::new();
+    let all = Slice::default();
+    let mut long = DeviceDisk::new(&disks.on[0], all, Access::ReadWrite).unwrap();
+    let mut short = DeviceDisk::new(&disks.on[1], all, Access::ReadWrite).unwrap();
+    let mut reads: Vec<_> = (0..24).map(|_| disks.begin(&mut short, 8).unwrap()).collect();
+    // Four pages, and one for their list.
+    assert_eq!(disks.begin(&mut long, 32).map(|_| ()), Err(StoreError::Busy));
+    disks.go();
+    for nr_free in 1..=5 {
+        assert_eq!(disks.pump(), [false; 2], "{nr_free}");
+        short.end_read(&mut disks.pool, reads.remove(0));
+        assert_eq!(disks.begin(&mut short, 8).map(|_| ()), Err(StoreError::Busy), "{nr_free}");
+    }
+    // Both are told, but the neighbour has waited for longer.
+    assert_eq!(disks.pump(), [true, true]);
+    let read = disks.begin(&mut long, 32).unwrap();
+    assert_eq!(disks.begin(&mut short, 8).map(|_| ()), Err(StoreError::Busy));
+    // Now it is the neighbour that waits, for less.
+    assert_eq!(disks.begin(&mut long, 8).map(|_| ()), Err(StoreError::Busy));
+    short.end_read(&mut disks.pool, reads.remove(0));
+    assert_eq!(disks.begin(&mut long, 8).map(|_| ()), Err(StoreError::Busy));
+    assert_eq!(disks.pump(), [false, true]);
+    reads.push(disks.begin(&mut short, 8).unwrap());
+    disks.go();
+    long.end_read(&mut disks.pool, read);
+    for read in reads {
+        short.end_read(&mut disks.pool, read);
+    }
+    assert_eq!(disks.pump(), [true, false]);
+    for disk in [&mut long, &mut short] {
+        assert_eq!(disks.read(disk, 0, 32), Ok(vec![0; 32 * 512]));
+    }
+}
+
+#[test]
+fn nobody_waits_for_the_turn_of_a_namespace_that_is_lost() {
+    let disks = Disks::new();
+    let device = |nsid| NamespaceDevice::new(disks.controller.clone(), NamespaceId(nsid)).unwrap();
+    let [mut lost, mut stays] = [1, 2].map(device);
+    // What can never be waits for nothing.
+    assert_eq!(lost.reserve(25 * 8), None);
+    let taken = stays.reserve(12 * 8).unwrap();
+    assert_eq!(lost.reserve(12 * 8), None);
+    stays.give_back(taken);
+    assert_eq!(stays.reserve(8), None);
+    {
+        let mut device = disks.bus.device();
+        device.csts |= 2;
+        device.namespaces.remove(0);
+    }
+    stays.submit(Tag(1), Request::Flush).unwrap();
+    let mut now = Instant::from_ns(1);
+    while stays.complete().is_none() {
+        now = disks.controller.borrow_mut().step(now).unwrap();
+        disks.bus.device().run_admin();
+    }
+    assert_eq!(disks.controller.borrow().disk(NamespaceId(1)), None);
+    assert!(stays.reserve(8).is_some());
 }

@@ -38,6 +38,18 @@ impl<R: Registers, M: SharedMemory> Controller<R, M> {
         self.memory.buffers.reserve(nr_sectors, limits)
     }
 
+    /// As [`reserve`](Self::reserve), for a namespace: after one was refused no other has a buffer before
+    /// it has, or short requests would take each page that a long one waits for.
+    pub(crate) fn reserve_for(&mut self, nsid: NamespaceId, nr_sectors: u32) -> Option<Buffer> {
+        if self.refused.is_some_and(|first| first != nsid && self.disk(first).is_some()) {
+            return None;
+        }
+        let buffer = self.reserve(nr_sectors);
+        let waits = buffer.is_none() && u64::from(nr_sectors) <= self.max_sectors();
+        self.refused = waits.then_some(nsid);
+        buffer
+    }
+
     /// Gives a buffer back.
     pub fn give_back(&mut self, buffer: Buffer) {
         self.memory.buffers.give_back(buffer);

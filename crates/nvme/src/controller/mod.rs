@@ -104,6 +104,8 @@ pub struct Controller<R, M> {
     /// What the bring-up finds.
     found: Vec<Namespace>,
     requests: Requests,
+    /// Whose turn it is to have a buffer, of those that wait for one.
+    refused: Option<NamespaceId>,
     /// What was found outside of a step.
     trouble: Option<Error>,
     /// Why it was last reset.
@@ -182,6 +184,7 @@ impl<R: Registers, M: SharedMemory> Controller<R, M> {
             namespaces: Vec::new(),
             found: Vec::new(),
             requests: Requests::new(nr_entries - 1),
+            refused: None,
             trouble: None,
             reset_by: None,
             nr_resets: 0,
