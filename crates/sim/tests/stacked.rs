@@ -6,12 +6,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
+#[path = "backend/mod.rs"]
+mod backend;
+
 use std::time::Duration;
 
+use backend::Backend;
 use blkfront::Disk;
 use sim::toolstack::{Detach, Device, DiskSpec, DomainKind, Operation, ToolstackError};
 use sim::{Expect, FrontendConfig, GrantAccess, Lab, Model, Page, seeds};
-use xen_abi::{DomId, EvtchnPort, GntStatus, GrantRef, XenbusState};
+use xen_abi::{DomId, EvtchnPort, GntStatus, GrantRef, Instant, XenbusState};
 
 /// A driver domain with an upstream disk, and the pages that its pool had before.
 fn stacked(seed: u64, command_line: &str, disk: &DiskSpec) -> (Lab, DomId, Device, u64) {
@@ -777,53 +781,33 @@ fn a_backend_may_do_what_it_likes() {
 #[test]
 fn the_console_bears_a_backend_that_comes_and_goes() {
     let mut lab = Lab::new(1).cmdline("disk=far,vbd,dev=xvdb").start();
-    let machine = lab.machine().clone();
-    let server = sim::toolstack::create_domain(&machine, DomainKind::DriverDomain);
-    let device = Device::new(server, lab.domid(), 51728);
-    device.add(&machine, &DiskSpec::new("xvdb", "mine")).unwrap();
-    let xs = machine.xs(server);
-    let theirs = format!("{}/state", device.frontend_path());
-    // It has no keys: each time that it says that it is connected it cannot be.
+    let backend = Backend::new(&lab);
+    // Each time that it says that it is connected it cannot be.
+    backend.write("sector-size", 513);
     for _ in 0..100 {
-        for (state, then) in [("2", "3"), ("4", "5"), ("6", "6")] {
-            xs.write(&format!("{}/state", device.backend_path()), state).unwrap();
-            lab.run_until(then, |_| xs.get(&theirs).as_deref() == Some(then));
+        for (state, theirs) in [(2, 3), (4, 5), (6, 6)] {
+            backend.state(&mut lab, state, theirs);
         }
     }
-    let said = lines_with(&lab, "upstream xvdb: cannot connect: the backend has no sector-size");
+    let said = lines_with(&lab, "upstream xvdb: cannot connect: the backend's sector-size");
     assert_eq!(said, 5, "{}", lab.report());
-    machine.destroy_domain(server);
-    lab.try_detach(device, Detach::Forced).unwrap();
-    assert_eq!(machine.grants().nr_grants(lab.domid()), 0);
+    backend.detach_by_force(&mut lab);
+    assert_eq!(lab.machine().grants().nr_grants(lab.domid()), 0);
 }
 
 #[test]
 fn the_console_bears_a_backend_that_changes_its_size_again_and_again() {
     let mut lab = Lab::new(1).cmdline("disk=far,vbd,dev=xvdb").start();
-    let machine = lab.machine().clone();
-    let server = sim::toolstack::create_domain(&machine, DomainKind::DriverDomain);
-    let upstream = Device::new(server, lab.domid(), 51728);
-    upstream.add(&machine, &DiskSpec::new("xvdb", "mine")).unwrap();
-    let xs = machine.xs(server);
-    let write = |key: &str, value: &str| {
-        xs.write(&format!("{}/{key}", upstream.backend_path()), value).unwrap();
-    };
-    for (key, value) in [("sectors", "8"), ("sector-size", "512"), ("info", "0")] {
-        write(key, value);
-    }
-    let theirs = format!("{}/state", upstream.frontend_path());
-    for (state, then) in [("2", "3"), ("4", "4")] {
-        write("state", state);
-        lab.run_until(then, |_| xs.get(&theirs).as_deref() == Some(then));
-    }
+    let mut backend = Backend::new(&lab);
+    backend.connect(&mut lab);
     let guest = lab.create_guest();
     let disk = lab.attach(guest, "xvda", "far");
     lab.connect(disk);
     let sectors = format!("{}/sectors", disk.backend_path());
     for n in 1..=100 {
         let nr_sectors = 8 << (n % 2);
-        write("sectors", &nr_sectors.to_string());
-        write("state", "4");
+        backend.write("sectors", nr_sectors);
+        backend.write("state", 4);
         let found = |lab: &Lab| lab.machine().xs(guest).number(&sectors);
         lab.run_until("the size", |lab| found(lab) == Some(nr_sectors));
     }
@@ -856,6 +840,51 @@ fn who_is_not_told_of_a_size_for_want_of_room_is_told_later() {
         let sectors = machine.xs(guest).number(&format!("{}/sectors", disk.backend_path()));
         assert_eq!(sectors, Some(4096), "{disk:?}");
     }
+}
+
+/// A backend that has all that it was granted mapped: a ring of a page, and 32 for data.
+fn keeps_its_pages() -> (Lab, Backend, u64) {
+    let mut lab = Lab::new(1).cmdline("disk=far,vbd,dev=xvdb vbd-pages=32").start();
+    let nr_free = free_pages(&lab);
+    let mut backend = Backend::new(&lab);
+    backend.connect(&mut lab);
+    (lab, backend, nr_free)
+}
+
+/// It can connect without that the pages were asked for by the clock, and leaves nothing behind.
+fn connects_at_once((mut lab, mut backend, nr_free): (Lab, Backend, u64), since: Instant) {
+    backend.connect(&mut lab);
+    assert!(lab.machine().now() < since.after(Duration::from_secs(1)), "they were asked for again");
+    backend.unmap_all();
+    backend.detach_by_force(&mut lab);
+    assert_clean(&mut lab, nr_free);
+}
+
+#[test]
+fn who_begins_anew_is_granted_pages_once_it_has_let_go_of_those_before() {
+    let (mut lab, mut backend, nr_free) = keeps_its_pages();
+    let began = lab.machine().now();
+    backend.state(&mut lab, 6, 6);
+    // It keeps them.
+    backend.state(&mut lab, 2, 6);
+    backend.state(&mut lab, 6, 6);
+    backend.unmap_all();
+    connects_at_once((lab, backend, nr_free), began);
+}
+
+#[test]
+fn who_is_attached_again_is_granted_pages_once_it_has_let_go_of_those_before() {
+    let (mut lab, mut backend, nr_free) = keeps_its_pages();
+    let refused = "upstream xvdb: no ring: 33 pages are still mapped by a backend";
+    let began = lab.machine().now();
+    backend.detach_by_force(&mut lab);
+    backend.attach();
+    backend.state(&mut lab, 2, 6);
+    assert_eq!(lines_with(&lab, refused), 1, "{}", lab.report());
+    backend.detach_by_force(&mut lab);
+    backend.attach();
+    backend.unmap_all();
+    connects_at_once((lab, backend, nr_free), began);
 }
 
 #[test]

@@ -249,13 +249,8 @@ impl<P: Platform> Domain<P> {
                 let began_anew =
                     matches!(was, None | Some(XenbusState::Closing | XenbusState::Closed))
                         && matches!(state, Some(XenbusState::Initialising | XenbusState::InitWait));
-                // It waits for us again. One that holds frames of ours gets no more.
-                if began_anew
-                    && upstream.handshake.is_closed()
-                    && upstream.retired.nr_frames() == 0
-                    && self.shutdown.keeps_upstreams()
-                {
-                    upstream.handle(Event::Reopen);
+                if began_anew && upstream.handshake.is_closed() && self.shutdown.keeps_upstreams() {
+                    self.reopen_upstream(platform, device);
                 }
             }
             Subject::Upstream(About::Order) => self.announce(platform, device, inquiry.value(0)),
@@ -266,6 +261,15 @@ impl<P: Platform> Domain<P> {
                 self.resize_upstream(platform, device, inquiry.value(0));
             }
             _ => {}
+        }
+    }
+
+    /// The backend waits for us again. One that holds frames of ours gets no more.
+    fn reopen_upstream(&mut self, platform: &mut P, device: VirtualDevice) {
+        self.reclaim_upstream(platform, device);
+        let upstream = self.upstreams.get_mut(device);
+        if let Some(upstream) = upstream.filter(|upstream| upstream.retired.nr_frames() == 0) {
+            upstream.handle(Event::Reopen);
         }
     }
 
