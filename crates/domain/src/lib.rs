@@ -35,4 +35,4 @@ mod vbds;
 pub use catalog::{CopyRoutine, Namespace};
 pub use domain::{Domain, StartError};
 pub use platform::{HypercallError, Next, Platform, Resources, ShutdownReason};
-pub use text::{Dropped, LineLimit};
+pub use text::LineLimit;

@@ -5,9 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 
-use blkback::{
-    Action, Availability, Event, Next, Persistence, Persistent, Queue, RingKeys, Stats, Terms,
-};
+use blkback::{Action, Availability, Event, Next, Persistence, Persistent, Queue, RingKeys, Terms};
 use blkif::{BackRing, keys};
 use catalog::GrantUse;
 use xen_abi::DomId;
@@ -155,7 +153,7 @@ impl<P: Platform> Domain<P> {
             }
         }
         let Some(vbd) = self.vbds.get_mut(&key) else { return };
-        vbd.say(platform, format_args!("connected, {}", Connected(terms)));
+        vbd.say_connected(platform, &Connected(terms));
         vbd.next_ring = 0;
         self.mapped_left = left;
         for (n, (queue, max_mapped)) in queues.into_iter().enumerate() {
@@ -221,14 +219,7 @@ impl<P: Platform> Domain<P> {
             let_go(platform, queue);
         }
         if let Some(vbd) = self.vbds.get_mut(&key) {
-            vbd.say(platform, format_args!("closed after {stats}"));
-            if !stats.at_hand.is_empty() {
-                let Stats { at_hand, segments, .. } = stats;
-                vbd.say(
-                    platform,
-                    format_args!("requests at hand {at_hand}; segments a request {segments}"),
-                );
-            }
+            vbd.say_closed(platform, &stats);
         }
         self.unlink(platform, key);
         self.usage_changed = true;

@@ -40,32 +40,32 @@ impl LineLimit {
         Self { left: Self::AT_ONCE, next: Instant::from_ns(0), nr_dropped: 0 }
     }
 
-    /// Whether a line may be said now, and how many were not since the last.
-    pub fn allow(&mut self, now: Instant) -> Option<u64> {
+    /// Says a line, where one may be said now. Whether it was.
+    pub fn say(
+        &mut self,
+        now: Instant,
+        line: fmt::Arguments<'_>,
+        log: impl FnOnce(fmt::Arguments<'_>),
+    ) -> bool {
         if now >= self.next {
             self.left = self.left.max(1);
         }
-        match self.left.checked_sub(1) {
-            Some(left) => {
-                self.left = left;
-                self.next = now.after(Self::INTERVAL);
-                Some(core::mem::take(&mut self.nr_dropped))
-            }
-            None => {
-                self.nr_dropped += 1;
-                None
-            }
-        }
+        let Some(left) = self.left.checked_sub(1) else {
+            self.nr_dropped += 1;
+            return false;
+        };
+        self.left = left;
+        self.next = now.after(Self::INTERVAL);
+        self.say_anyway(line, log);
+        true
     }
-}
 
-/// What is said of lines that were not said: behind the next one.
-#[derive(Debug)]
-pub struct Dropped(pub u64);
-
-impl fmt::Display for Dropped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0 > 0 { write!(f, " ({} more before)", self.0) } else { Ok(()) }
+    /// Says a line that does not count, and how many were not said before it.
+    pub fn say_anyway(&mut self, line: fmt::Arguments<'_>, log: impl FnOnce(fmt::Arguments<'_>)) {
+        match core::mem::take(&mut self.nr_dropped) {
+            0 => log(line),
+            nr => log(format_args!("{line} ({nr} more before)")),
+        }
     }
 }
 
@@ -88,12 +88,20 @@ mod tests {
     #[test]
     fn a_flood_of_lines_is_cut_and_counted() {
         let mut limit = LineLimit::new();
-        let at = |s: u64| Instant::from_ns(s * 1_000_000_000);
-        let said: Vec<_> = (0..8).map(|_| limit.allow(at(1))).collect();
-        assert_eq!(said, [Some(0), Some(0), Some(0), Some(0), Some(0), None, None, None]);
-        assert_eq!(limit.allow(at(10)), None);
-        assert_eq!(limit.allow(at(11)), Some(4));
-        assert_eq!(limit.allow(at(12)), None);
-        assert_eq!(limit.allow(at(21)), Some(1));
+        let mut said = Vec::new();
+        for (n, at_s) in [1, 1, 1, 1, 1, 1, 1, 1, 10, 11, 12, 21, 22].into_iter().enumerate() {
+            let now = Instant::from_ns(at_s * 1_000_000_000);
+            let nr_said = said.len();
+            let was_said =
+                limit.say(now, format_args!("{n}: failed"), |line| said.push(line.to_string()));
+            assert_eq!(was_said, said.len() > nr_said);
+        }
+        limit.say_anyway(format_args!("the end"), |line| said.push(line.to_string()));
+        limit.say_anyway(format_args!("and over"), |line| said.push(line.to_string()));
+        let five = ["0: failed", "1: failed", "2: failed", "3: failed", "4: failed"];
+        assert_eq!(said[..5], five);
+        let others = ["9: failed (4 more before)", "11: failed (1 more before)"];
+        assert_eq!(said[5..7], others);
+        assert_eq!(said[7..], ["the end (1 more before)", "and over"]);
     }
 }

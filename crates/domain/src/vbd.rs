@@ -15,7 +15,7 @@ use xen_abi::{DomId, Instant};
 use crate::disks::DiskId;
 use crate::inquiry::Inquiry;
 use crate::platform::Platform;
-use crate::text::{Dropped, LineLimit};
+use crate::text::LineLimit;
 
 /// Where the toolstack puts our devices, relative to our own directory.
 pub(crate) const BACKEND_DIR: &str = "backend/vbd";
@@ -132,6 +132,8 @@ pub(crate) struct Vbd<M> {
     pub(crate) has_error: bool,
     /// How many lines its frontend may still cause.
     lines: LineLimit,
+    /// It was said that it is connected.
+    is_said: bool,
 }
 
 impl<M> Vbd<M> {
@@ -150,6 +152,7 @@ impl<M> Vbd<M> {
             queued: false,
             has_error: false,
             lines: LineLimit::new(),
+            is_said: false,
         }
     }
 
@@ -205,10 +208,32 @@ impl<M> Vbd<M> {
         Some(at)
     }
 
-    /// Says a line that its frontend may cause, as often as is bearable.
-    pub(crate) fn say<P: Platform>(&mut self, platform: &mut P, text: fmt::Arguments<'_>) {
-        if let Some(dropped) = self.lines.allow(platform.now()) {
-            platform.log(format_args!("{self}: {text}{}", Dropped(dropped)));
+    /// Says a line that its frontend may cause, as often as is bearable. Whether it was said.
+    pub(crate) fn say<P: Platform>(&mut self, platform: &mut P, text: fmt::Arguments<'_>) -> bool {
+        let (now, Self { id, lines, .. }) = (platform.now(), self);
+        lines.say(now, format_args!("vbd {}: {text}", id.key), |line| platform.log(line))
+    }
+
+    /// Says how it is connected.
+    pub(crate) fn say_connected<P: Platform>(&mut self, platform: &mut P, how: &dyn fmt::Display) {
+        self.is_said = self.say(platform, format_args!("connected, {how}"));
+    }
+
+    /// Says what was done while it was connected: where it was said that it is, whatever else was
+    /// said since. Lines of failed requests would hide how many there were.
+    pub(crate) fn say_closed<P: Platform>(&mut self, platform: &mut P, stats: &Stats) {
+        let text = format_args!("closed after {stats}");
+        if core::mem::take(&mut self.is_said) {
+            let Self { id, lines, .. } = self;
+            lines.say_anyway(format_args!("vbd {}: {text}", id.key), |line| platform.log(line));
+        } else if !self.say(platform, text) {
+            return;
+        }
+        let Stats { at_hand, segments, .. } = stats;
+        if !at_hand.is_empty() {
+            platform.log(format_args!(
+                "{self}: requests at hand {at_hand}; segments a request {segments}"
+            ));
         }
     }
 

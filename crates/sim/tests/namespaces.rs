@@ -81,7 +81,21 @@ fn its_errors_are_the_guests() {
     lab.frontend(bad).expect(Expect::Failures);
     lab.random_io(bad, 50);
     lab.random_io(good, 50);
-    assert!(lab.frontend(bad).answers().failed > 0);
+    let failed = lab.frontend(bad).answers().failed;
+    assert!(failed > 40);
     assert_eq!(lab.frontend(good).answers().failed, 0);
+
+    // A few of them are told, and their number whatever was told before.
+    lab.detach(bad);
+    let console = lab.machine().console();
+    let said = |text: &str| {
+        let line = format!("vbd {guest}/51712: {text}");
+        console.iter().filter(|said| said.starts_with(&line)).collect::<Vec<_>>()
+    };
+    assert_eq!(said("request ").len(), 4, "{console:#?}");
+    assert!(said("request ").iter().all(|line| line.ends_with(": the device failed")));
+    let [closed] = said("closed after ")[..] else { panic!("{console:#?}") };
+    assert!(closed.contains(&format!(", {failed} errors (")), "{closed}");
+    assert!(closed.ends_with(" more before)"), "{closed}");
     lab.destroy(guest);
 }

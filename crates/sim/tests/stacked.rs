@@ -522,7 +522,6 @@ fn it_grows_with_what_it_is_on() {
 
 #[test]
 fn what_fails_upstream_fails_here_alone() {
-    let mut failed = 0;
     for seed in seeds(3) {
         let spec = DiskSpec::new("xvdb", "ram,size=2M");
         let (mut lab, _, upstream, nr_free) = stacked(seed, "", &spec);
@@ -535,13 +534,17 @@ fn what_fails_upstream_fails_here_alone() {
         lab.random_io(disk, 200);
         lab.machine().grants().map_faults.clear();
         lab.machine().grants().copy_faults.clear();
-        failed += lab.frontend(disk).answers().failed;
+        let failed = lab.frontend(disk).answers().failed;
+        assert!(failed > 0);
         lab.detach(disk);
+        let console = lab.machine().console();
+        let closed = format!("vbd {guest}/51712: closed after ");
+        let closed = console.iter().find(|line| line.starts_with(&closed)).unwrap();
+        assert!(closed.contains(&format!(", {failed} errors")), "{console:#?}");
         lab.destroy(guest);
         lab.try_detach(upstream, Detach::Polite).unwrap();
         assert_clean(&mut lab, nr_free);
     }
-    assert!(failed > 0);
 }
 
 #[test]
@@ -811,8 +814,10 @@ fn the_console_bears_a_backend_that_changes_its_size_again_and_again() {
         let found = |lab: &Lab| lab.machine().xs(guest).number(&sectors);
         lab.run_until("the size", |lab| found(lab) == Some(nr_sectors));
     }
-    let line = format!("vbd {guest}/51712: resized to ");
-    assert_eq!(lines_with(&lab, &line), 4, "one went for its connection: {}", lab.report());
+    for who in [format!("vbd {guest}/51712"), "upstream xvdb".into()] {
+        let nr_said = lines_with(&lab, &format!("{who}: resized to "));
+        assert_eq!(nr_said, 4, "one went for its connection: {}", lab.report());
+    }
 }
 
 #[test]

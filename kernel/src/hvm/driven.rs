@@ -6,7 +6,7 @@ use core::cell::RefCell;
 use core::iter;
 use core::time::Duration;
 
-use domain::{Dropped, LineLimit, Platform};
+use domain::{LineLimit, Platform};
 use nvme::{Controller, Dma, DmaAddr, Error, Interrupt, Namespace, NamespaceDevice, Reg32, Reg64};
 use nvme::{Registers, State};
 use store::{Device as _, FrameAddr, Request, Tag};
@@ -184,11 +184,9 @@ impl Driven {
                 State::Starting | State::Stopping | State::Off => {}
             }
         }
-        if let Some((nsid, error)) = controller.take_error()
-            && let Some(dropped) = self.lines.allow(now)
-        {
-            let dropped = Dropped(dropped);
-            console::line(format_args!("nvme{}n{nsid}: {error}{dropped}", self.number));
+        if let Some((nsid, error)) = controller.take_error() {
+            let number = self.number;
+            self.lines.say(now, format_args!("nvme{number}n{nsid}: {error}"), console::line);
         }
         // The driver counts on an interrupt.
         let is_lost = matches!(self.completions, Completions::Polled(NoInterrupt::Lost));

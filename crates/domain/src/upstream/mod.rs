@@ -30,7 +30,7 @@ use xen_abi::{DomId, EvtchnPort, Instant, SharedMemory, XenbusState};
 use crate::create::SECTORS_PER_PAGE;
 use crate::inquiry::Inquiry;
 use crate::platform::Platform;
-use crate::text::{Dropped, LineLimit};
+use crate::text::LineLimit;
 
 /// How long a backend may take for each thing that we wait for at the end: the answers to what is in
 /// flight, and its own states. libxl gives a detach 10 s.
@@ -155,9 +155,8 @@ impl<M: SharedMemory> Upstream<M> {
 
     /// Says a line that its backend may cause, as often as is bearable.
     fn say<P: Platform>(&mut self, platform: &mut P, text: fmt::Arguments<'_>) {
-        if let Some(dropped) = self.lines.allow(platform.now()) {
-            platform.log(format_args!("{self}: {text}{}", Dropped(dropped)));
-        }
+        let (now, Self { device, lines, .. }) = (platform.now(), self);
+        lines.say(now, format_args!("upstream {device}: {text}"), |line| platform.log(line));
     }
 
     /// Takes the answer for a node of an inquiry.
