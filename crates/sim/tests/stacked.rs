@@ -668,6 +668,31 @@ fn another_disk_in_its_place_is_refused_while_disks_are_made_of_it() {
     lab.assert_clean();
 }
 
+#[test]
+fn one_in_its_place_that_is_flushed_otherwise_is_refused() {
+    for flushes in [[true, false], [false, true]] {
+        let mut lab = Lab::new(1).cmdline("disk=far,vbd,dev=xvdb").start();
+        let server = lab.create_server("");
+        for flushes in flushes {
+            let upstream = lab.serve(server, &DiskSpec::new("xvdb", "ram,size=1M"));
+            if !flushes {
+                // It stands in state 2 for a while, and is read in state 4.
+                for key in ["feature-flush-cache", "feature-barrier"] {
+                    let path = format!("{}/{key}", upstream.backend_path());
+                    lab.machine().xs(DomId(0)).rm(&path).unwrap();
+                }
+            }
+            lab.run_for(Duration::from_secs(1));
+            lab.try_detach(upstream, Detach::Polite).unwrap();
+        }
+        // Frontends were told whether they have to flush.
+        assert_eq!(lines_with(&lab, "upstream xvdb: connected"), 1, "{}", lab.report());
+        let line = "upstream xvdb: cannot connect: it is not the disk that it was";
+        assert_eq!(lines_with(&lab, line), 1, "{}", lab.report());
+        lab.assert_clean();
+    }
+}
+
 /// A domain that has been given a backend's directory and does anything with it.
 struct Hostile {
     device: Device,

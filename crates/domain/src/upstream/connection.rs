@@ -104,7 +104,9 @@ impl<P: Platform> Domain<P> {
     ) {
         let is_used = self.disks.on(Ground::Vbd(device)).next().is_some();
         let Some(upstream) = self.upstreams.get_mut(device) else { return };
-        let was = upstream.shared.borrow().geometry().filter(|_| is_used);
+        let shared = upstream.shared.borrow();
+        let was = shared.geometry().filter(|_| is_used).map(|was| (was, shared.flushing()));
+        drop(shared);
         match upstream.connect(platform, values, was) {
             Ok(disk) => {
                 let access = match disk.access {
@@ -229,7 +231,7 @@ impl<M: xen_abi::SharedMemory> Upstream<M> {
         &mut self,
         platform: &mut P,
         values: [Option<&[u8]>; Disk::KEYS.len()],
-        was: Option<Geometry>,
+        was: Option<(Geometry, Flushing)>,
     ) -> Result<Disk, String>
     where
         P: Platform<GrantTable: GrantTable<Memory = M>>,
@@ -242,7 +244,8 @@ impl<M: xen_abi::SharedMemory> Upstream<M> {
         let (grants, retired) = (platform.grant_table(), &mut self.retired);
         let frontend = Frontend::connect(ring, disk, &frames, peer.domid, grants, retired)
             .map_err(|error| alloc::format!("{error}"))?;
-        if was.is_some_and(|was| !can_follow(was, frontend.geometry())) {
+        let is = (frontend.geometry(), frontend.flushing());
+        if was.is_some_and(|was| !can_follow(was, is)) {
             frontend.retire(retired);
             return Err("it is not the disk that it was, and disks are made of it".into());
         }
@@ -259,9 +262,10 @@ impl<M: xen_abi::SharedMemory> Upstream<M> {
 }
 
 /// Whether a disk that is connected again serves those who knew it before: frontends were told of it,
-/// and overlays are made of its blocks. It may have become larger.
-fn can_follow(was: Geometry, is: Geometry) -> bool {
-    Geometry { nr_sectors: was.nr_sectors, ..is } == was && is.nr_sectors >= was.nr_sectors
+/// also whether they have to flush, and overlays are made of its blocks. It may have become larger.
+fn can_follow(was: (Geometry, Flushing), (is, flushing): (Geometry, Flushing)) -> bool {
+    let nr_sectors = was.0.nr_sectors;
+    (Geometry { nr_sectors, ..is }, flushing) == was && is.nr_sectors >= nr_sectors
 }
 
 /// Takes frames out of the pool: all or none.

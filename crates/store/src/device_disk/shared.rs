@@ -197,6 +197,12 @@ impl<D: Device> Shared<D> {
         Some(self.said().0).filter(|geometry| geometry.nr_sectors > 0)
     }
 
+    /// Whether it takes flushes, or took them when it was let go.
+    #[must_use]
+    pub fn flushing(&self) -> Flushing {
+        self.said().1
+    }
+
     /// Operations that are not ended, or that the device still works on.
     #[must_use]
     pub const fn nr_open(&self) -> usize {
