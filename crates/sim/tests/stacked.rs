@@ -401,6 +401,22 @@ fn an_end_closes_what_others_serve() {
 }
 
 #[test]
+fn one_that_comes_at_the_end_keeps_nobody() {
+    let spec = DiskSpec::new("xvdb", "ram,size=1M");
+    let (mut lab, server, _, _) = stacked(1, "disk=far,vbd,dev=xvdb disk=near,vbd,dev=xvdc", &spec);
+    lab.run_for(Duration::from_secs(1));
+    let late = Device::new(lab.create_server(""), lab.domid(), 51744);
+    // Its flush is waited for.
+    lab.pause_server(server);
+    lab.shutdown();
+    lab.run_for(Duration::from_secs(1));
+    assert_eq!(lab.ended(), None);
+    lab.begin(Operation::attach(lab.machine(), late, &DiskSpec::new("xvdc", "ram,size=1M")));
+    lab.run_until("the end", |lab| lab.ended().is_some());
+    assert_eq!(lines_with(&lab, "upstream xvdc: connected"), 0);
+}
+
+#[test]
 fn what_is_let_go_is_flushed_first() {
     let spec = DiskSpec::new("xvdb", "ram,size=1M");
     let (mut lab, server, upstream, _) = stacked(1, "disk=far,vbd,dev=xvdb", &spec);

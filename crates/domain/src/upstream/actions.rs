@@ -284,6 +284,10 @@ impl<P: Platform> Domain<P> {
         let dir = dir.and_then(|dir| str::from_utf8(dir).ok()).filter(|dir| !dir.is_empty());
         let domid = domid.and_then(keys::number).map(DomId);
         let (Some(dir), Some(domid), Some(_)) = (dir, domid, state) else { return };
+        // Nobody would close it again.
+        if !self.shutdown.keeps_upstreams() {
+            return;
+        }
         platform.log(format_args!("{upstream}: {}", Printable(dir.as_bytes())));
         upstream.life = upstream.life.wrapping_add(1);
         upstream.peer = Some(Peer { domid, dir: dir.into() });
