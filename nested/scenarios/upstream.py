@@ -44,6 +44,12 @@ def check_as_before(granary: Granary, before: Usage) -> None:
         eventually("as before", lambda: granary.usage() == before)
     except Stuck:
         expect("what is in use", granary.usage(), before)
+    check_idle(granary)
+
+
+def check_idle(granary: Granary) -> None:
+    """Raises where a request to an upstream disk is not over: its pages are the upstream disk's own, and no free ones of the pool."""
+    expect("upstream disks with requests in flight", [upstream for upstream in granary.listing()["upstreams"] if upstream["in_flight"]], [])
 
 
 def md5(file: Path) -> str:
@@ -267,6 +273,7 @@ def check_nothing_kept(granary: Granary, before: Usage, nodes: set[str]) -> None
     }
     expect("what it has kept", more, {})
     expect("nodes that it has kept", own_nodes(granary) - nodes, set())
+    check_idle(granary)
 
 
 def own_nodes(granary: Granary) -> set[str]:

@@ -160,6 +160,21 @@ class Verbs(GranaryctlTest):
             },
         )
 
+    def test_upstream_disks(self):
+        upstreams = "upstream dev=xvdb state=connected sectors=16777216 in_flight=3\nupstream dev=xvdc state=waiting sectors=0 in_flight=0\n"
+        self.domain._answers["list"] = ("ok", "pool total_pages=16384 free_pages=4096 reserve_pages=64\n" + upstreams)
+        self.assertEqual(
+            self.ctl("list")[1].split("\n\n")[1],
+            "UPSTREAM  STATE       SIZE  IN FLIGHT\n"
+            "xvdb      connected  8 GiB          3\n"
+            "xvdc      waiting      0 B          0\n",
+        )
+        listed = [
+            {"dev": "xvdb", "state": "connected", "sectors": 16777216, "in_flight": 3},
+            {"dev": "xvdc", "state": "waiting", "sectors": 0, "in_flight": 0},
+        ]
+        self.assertEqual(json.loads(self.ctl("list", "--json")[1])["upstreams"], listed)
+
     def test_statistics(self):
         code, out, err = self.ctl("stats")
         self.assertEqual((code, err), (0, ""))

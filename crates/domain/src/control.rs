@@ -222,10 +222,14 @@ impl<P: Platform> Domain<P> {
             let _ = writeln!(list, "image name={name} format={format} sectors={nr_sectors}");
         }
         for upstream in self.upstreams.iter() {
-            let nr_sectors = upstream.shared.borrow().geometry().map_or(0, |it| it.nr_sectors);
+            let (device, shared) = (upstream.device, upstream.shared.borrow());
             let state = if upstream.is_connected() { "connected" } else { "waiting" };
-            let device = upstream.device;
-            let _ = writeln!(list, "upstream dev={device} state={state} sectors={nr_sectors}");
+            let nr_sectors = shared.geometry().map_or(0, |geometry| geometry.nr_sectors);
+            let nr_in_flight = shared.nr_open();
+            let _ = writeln!(
+                list,
+                "upstream dev={device} state={state} sectors={nr_sectors} in_flight={nr_in_flight}"
+            );
         }
         for Defined { name, disk, .. } in &self.defined {
             let (kind, device) = (if disk.cow.is_some() { "overlay" } else { "vbd" }, disk.device);

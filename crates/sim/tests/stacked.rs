@@ -8,11 +8,15 @@
 
 #[path = "backend/mod.rs"]
 mod backend;
+#[path = "byhand/mod.rs"]
+mod byhand;
 
 use std::time::Duration;
 
 use backend::Backend;
 use blkfront::Disk;
+use blkif::{Abi, IndirectOp, Segment, Status};
+use byhand::ByHand;
 use sim::toolstack::{Detach, Device, DiskSpec, DomainKind, Operation, ToolstackError};
 use sim::{Expect, FrontendConfig, GrantAccess, Lab, Model, Page, seeds};
 use xen_abi::{DomId, EvtchnPort, GntStatus, GrantRef, Instant, XenbusState};
@@ -32,6 +36,9 @@ fn assert_clean(lab: &mut Lab, nr_free_pages: u64) {
     lab.assert_clean();
     assert_eq!(lab.machine().grants().nr_grants(lab.domid()), 0, "grants of our own");
     assert_eq!(free_pages(lab), nr_free_pages);
+    let list = run(lab, "list").unwrap();
+    let busy = |line: &&str| line.starts_with("upstream ") && !line.ends_with(" in_flight=0");
+    assert_eq!(list.lines().find(busy), None);
 }
 
 /// What the domain says that its pool has.
@@ -564,6 +571,72 @@ fn what_fails_upstream_fails_here_alone() {
 }
 
 #[test]
+fn of_requests_that_came_to_nothing_nothing_is_kept() {
+    let mut failed = 0;
+    for seed in seeds(6) {
+        let spec = DiskSpec::new("xvdb", "ram,size=2M");
+        let (mut lab, server, upstream, nr_free) = stacked(seed, "vbd-pages=32", &spec);
+        for _ in 0..4 {
+            let guest = lab.create_guest();
+            let target = ["vbd/xvdb,size=1M", "vbd/xvdb,offset=1M,cow,cap=64K"];
+            let target = target[lab.rng().index(2)];
+            let disk = lab.attach(guest, "xvda", target);
+            let config = FrontendConfig::random(Abi::X86_64, lab.rng());
+            let mut any = Model::zeroed(2048);
+            any.forget();
+            lab.add_frontend(disk, config, Some(any)).expect(Expect::Failures);
+            lab.run_until("the connection", |lab| lab.is_connected(disk));
+            // Of its own pages as well as of those of its disk.
+            lab.machine().grants().map_faults.fail_one_in(20, GntStatus::GENERAL_ERROR);
+            lab.machine().grants().copy_faults.fail_one_in(20, GntStatus::GENERAL_ERROR);
+            lab.frontend(disk).want(100_000);
+            let time = lab.rng().between(1, 20_000);
+            lab.run_for(Duration::from_micros(time));
+            let is_paused = lab.rng().one_in(2);
+            if is_paused {
+                lab.pause_server(server);
+                lab.run_for(Duration::from_millis(2));
+            }
+            failed += lab.frontend(disk).answers().failed;
+            lab.machine().grants().map_faults.clear();
+            lab.machine().grants().copy_faults.clear();
+            match lab.rng().below(3) {
+                0 if !is_paused => lab.detach(disk),
+                1 => lab.try_detach(disk, Detach::Forced).unwrap(),
+                _ => {}
+            }
+            lab.destroy(guest);
+            if is_paused {
+                lab.unpause_server(server);
+            }
+            lab.settle();
+            assert_all_is_free(&mut lab);
+        }
+        lab.try_detach(upstream, Detach::Polite).unwrap();
+        assert_clean(&mut lab, nr_free);
+    }
+    assert!(failed > 0);
+}
+
+/// Nothing is under way on the upstream disk, which has 32 pages for data: a write that takes all
+/// of them is answered.
+fn assert_all_is_free(lab: &mut Lab) {
+    let list = run(lab, "list").unwrap();
+    let idle = "\nupstream dev=xvdb state=connected sectors=4096 in_flight=0\n";
+    assert!(list.contains(idle), "{list}");
+    let guest = lab.create_guest();
+    let disk = lab.attach(guest, "xvda", "vbd/xvdb,cow");
+    let mut guest = ByHand::connected(lab, disk, Abi::X86_64, 4096);
+    // An overlay reads what it keeps of pages first: 31, whose segments take one more.
+    let pages = [(); 30].map(|()| guest.page(GrantAccess::ReadOnly));
+    let segments: Vec<Segment> =
+        pages.iter().map(|&(_, gref)| byhand::segment(gref, 0, 7)).collect();
+    let (write, _tables) = guest.indirect(IndirectOp::Write, 4, &segments);
+    assert_eq!(guest.serve(lab, write), Status::OKAY);
+    lab.destroy(disk.frontend);
+}
+
+#[test]
 fn without_room_for_it_there_is_no_ring() {
     let spec = DiskSpec::new("xvdb", "ram,size=1M");
     // A pool that has less than the pages for its data; one that may grant too little; no port.
@@ -613,7 +686,7 @@ fn run(lab: &mut Lab, command: &str) -> Result<String, String> {
 #[test]
 fn dom0_is_told_of_them_and_what_cannot_be_done_to_them() {
     let mut lab = Lab::new(1).cmdline("disk=far,vbd,dev=xvdb disk=fork,far,cow").start();
-    let waits = "upstream dev=xvdb state=waiting sectors=0\n\
+    let waits = "upstream dev=xvdb state=waiting sectors=0 in_flight=0\n\
          disk name=far type=vbd sectors=0 block=512 pages=0 cap_pages=- base=xvdb access=rw vbds=-\n\
          disk name=fork type=overlay sectors=0 block=512 pages=0 cap_pages=- base=xvdb access=rw \
          vbds=-\n";
@@ -628,8 +701,8 @@ fn dom0_is_told_of_them_and_what_cannot_be_done_to_them() {
     let upstream = lab.serve(server, &DiskSpec::new("xvdb", "ram,size=1M"));
     lab.run_for(Duration::from_secs(1));
     let list = run(&mut lab, "list").unwrap();
-    let there = "upstream dev=xvdb state=connected sectors=2048\n\
-         upstream dev=xvdc state=waiting sectors=0\n\
+    let there = "upstream dev=xvdb state=connected sectors=2048 in_flight=0\n\
+         upstream dev=xvdc state=waiting sectors=0 in_flight=0\n\
          disk name=far type=vbd sectors=2048 block=512 pages=0 cap_pages=- base=xvdb access=rw \
          vbds=-\n\
          disk name=fork type=overlay sectors=2048 block=512 pages=0 cap_pages=256 base=far \
