@@ -103,16 +103,17 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
         }
     }
 
-    /// Begins or resumes every request that may be.
+    /// Begins or resumes every request that may be. What the store works on is resumed also behind one
+    /// that holds back: that may wait for the room that it has.
     pub(crate) fn begin_all(&mut self) {
+        let mut is_held_back = false;
         for owner in 0..self.entries.len() {
             let entry = &mut self.entries[owner];
             // Not so for what has just come: it is not in flight.
             let is_left = |left: &Vec<_>| !left.is_empty() || !entry.is_due(self.media.disk);
-            if self.left.get(owner).is_some_and(is_left) {
-                if entry.holds_back() {
-                    break;
-                }
+            let is_left = self.left.get(owner).is_some_and(is_left);
+            if is_left || is_held_back && !matches!(entry.state, State::Late(_)) {
+                is_held_back |= entry.holds_back();
                 continue;
             }
             let begun = match entry.state {
@@ -130,9 +131,8 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
             let entry = &mut self.entries[owner];
             if let Err(reason) = begun {
                 entry.state = State::Done(Err(reason));
-            } else if entry.holds_back() {
-                break;
             }
+            is_held_back |= entry.holds_back();
         }
     }
 
@@ -434,7 +434,8 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
     ) -> Result<(), Reason> {
         self.finish(owner);
         let (disk, pool) = (&mut *self.media.disk, &mut *self.media.pool);
-        match disk.discard(pool, range, discard, &mut Steps::new(MAX_DISCARDED)) {
+        let (part, _) = range.split(disk.discard_unit_sectors());
+        match disk.discard(pool, part, discard, &mut Steps::new(MAX_DISCARDED)) {
             // What the store works on is in its way.
             Err(StoreError::Busy) => {
                 self.entries[owner].state = State::Discarding(range, discard);
@@ -461,9 +462,15 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
                 State::Late(Late::Step(token, Then::Discarded(range, discard)))
             }
             Progress::Done => {
-                self.stats.nr_discards += 1;
-                self.stats.nr_sectors_discarded += range.nr();
-                State::Done(Ok(()))
+                let (part, rest) = range.split(self.media.disk.discard_unit_sectors());
+                self.stats.nr_sectors_discarded += part.nr();
+                if let Some(rest) = rest {
+                    self.next = Next::Work;
+                    State::Discarding(rest, discard)
+                } else {
+                    self.stats.nr_discards += 1;
+                    State::Done(Ok(()))
+                }
             }
         };
     }

@@ -296,6 +296,45 @@ fn a_busy_disk_is_asked_again_in_the_order_of_the_ring() {
 }
 
 #[test]
+fn a_long_discard_goes_in_parts_and_others_do_not_wait_for_all_of_it() {
+    let mut lab = Lab::new(1);
+    lab.disk.discard_unit = 1024;
+    let (_, gref) = lab.page();
+    lab.put(Operation::Discard { sector: Sector(1000), nr_sectors: 2000, secure: false });
+    lab.put(read(8, gref));
+    assert_eq!(lab.turn().next, Next::Work, "one that may take long ends a turn");
+    lab.turn();
+    assert_eq!(lab.log(), "discard 1000 read 8");
+    // Its place is free for others, before it asks for one again.
+    lab.disk.max_open = 1;
+    assert_eq!(lab.ready(0).next, Next::Work);
+    assert_eq!((lab.disk.nr_open(), lab.log()), (1, String::new()));
+    assert_eq!(lab.turn().next, Next::Disk);
+    lab.ready(1);
+    assert_eq!((lab.disk.nr_open(), lab.log()), (0, String::new()));
+    assert_eq!(lab.turn(), LATER);
+    assert_eq!(lab.log(), "discard 1024");
+    assert_eq!(lab.settle(), [0, 1]);
+    assert_eq!(lab.log(), "discard 2048");
+    let stats = lab.queue.stats;
+    assert_eq!((stats.nr_discards, stats.nr_sectors_discarded), (1, 2000));
+}
+
+#[test]
+fn a_part_of_a_discard_that_fails_fails_it() {
+    let mut lab = Lab::new(1);
+    lab.disk.discard_unit = 1024;
+    lab.put(Operation::Discard { sector: Sector(0), nr_sectors: 2048, secure: false });
+    lab.turn();
+    lab.disk.make_ready(0, Some(Failure::Device));
+    let turn = lab.turn();
+    let reason = Reason::Store(StoreError::Device(Failure::Device));
+    assert_eq!((turn.next, turn.refused.unwrap().reason), (Next::Event, reason));
+    assert_eq!(lab.answered(), (vec![], vec![(0, Status::ERROR)]));
+    assert_eq!(lab.log(), "discard 0");
+}
+
+#[test]
 fn a_write_that_finds_no_room_is_resumed_when_those_before_it_are_committed() {
     let mut lab = Lab::new(1);
     lab.disk.writes = Naming::Later;

@@ -356,6 +356,12 @@ pub trait BlockStore<M: FrameMemory> {
     /// Gives a write up: the disk is as it was.
     fn abort_write(&mut self, _pool: &mut PagePool<M>, _write: OpenWrite) {}
 
+    /// Where to part a discard: at multiples of so many sectors, whole logical blocks. The parts are
+    /// asked for one after the other, so that others have their turn between them.
+    fn discard_unit_sectors(&self) -> u64 {
+        u64::MAX
+    }
+
     /// Gives a range up, at most `steps` of it at a time.
     ///
     /// # Errors

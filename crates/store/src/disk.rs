@@ -143,6 +143,10 @@ impl<M: FrameMemory> BlockStore<M> for Disk {
         each!(self, disk => disk.abort_write(pool, write));
     }
 
+    fn discard_unit_sectors(&self) -> u64 {
+        each!(self, disk => BlockStore::<M>::discard_unit_sectors(disk))
+    }
+
     fn discard(
         &mut self,
         pool: &mut PagePool<M>,

@@ -165,6 +165,16 @@ impl SectorRange {
         Self { first, nr: end - first }
     }
 
+    /// What of it lies before the next multiple of `unit` sectors, and what is left. A unit is whole
+    /// logical blocks.
+    #[must_use]
+    pub fn split(self, unit: u64) -> (Self, Option<Self>) {
+        let next = (self.first / unit).checked_add(1).and_then(|n| n.checked_mul(unit));
+        let end = next.map_or(self.end(), |next| next.min(self.end()));
+        let part = Self { first: self.first, nr: end - self.first };
+        (part, self.within(&(end..u64::MAX)))
+    }
+
     /// The part of it that lies within `sectors`, if there is one.
     pub(crate) fn within(self, sectors: &Range<u64>) -> Option<Self> {
         let first = self.first.max(sectors.start);

@@ -166,6 +166,25 @@ fn flushes_and_discards_are_passed_on() {
 }
 
 #[test]
+fn discards_are_parted_at_each_gib() {
+    const GIB: u64 = 1 << 21;
+    let disk = Lab::new().disk();
+    assert_eq!(BlockStore::<Frames>::discard_unit_sectors(&disk), GIB);
+    let geometry = Geometry { nr_sectors: 1 << 54, ..BlockStore::<Frames>::geometry(&disk) };
+    let on = |first, nr| SectorRange::on(&geometry, first, nr).unwrap();
+    for (range, part, rest) in [
+        (on(0, 8), on(0, 8), None),
+        (on(0, GIB), on(0, GIB), None),
+        (on(GIB - 8, 8), on(GIB - 8, 8), None),
+        (on(GIB - 8, 16), on(GIB - 8, 8), Some(on(GIB, 8))),
+        (on(GIB, 3 * GIB), on(GIB, GIB), Some(on(2 * GIB, 2 * GIB))),
+    ] {
+        assert_eq!(range.split(GIB), (part, rest));
+        assert_eq!(range.split(u64::MAX), (range, None));
+    }
+}
+
+#[test]
 fn what_the_device_does_not_offer_is_not_offered() {
     let mut lab = Lab::with(|fake| fake.flushing = Flushing::No);
     let mut disk = lab.disk();

@@ -41,14 +41,23 @@ pub struct LateDisk {
     pub max_open: usize,
     /// Whether a write whose extents are named later has room beside another that is not committed.
     pub room: Room,
+    /// Where it wants discards to be parted.
+    pub discard_unit: u64,
     /// What was asked of it, in order.
     pub log: String,
 }
 
 impl LateDisk {
     pub fn new(disk: PageDisk) -> Self {
-        let (slots, log) = (Vec::new(), String::new());
-        Self { disk, slots, writes: Naming::Done, max_open: usize::MAX, room: Room::ForAll, log }
+        Self {
+            disk,
+            slots: Vec::new(),
+            writes: Naming::Done,
+            max_open: usize::MAX,
+            room: Room::ForAll,
+            discard_unit: u64::MAX,
+            log: String::new(),
+        }
     }
 
     /// Requests that are open or under way.
@@ -201,6 +210,10 @@ impl<M: FrameMemory> BlockStore<M> for LateDisk {
         self.say("abort", Some(write.range()));
         let token = write.take_token().expect("every write has one");
         self.cancel(pool, token);
+    }
+
+    fn discard_unit_sectors(&self) -> u64 {
+        self.discard_unit
     }
 
     fn discard(

@@ -23,6 +23,10 @@ use crate::memory::{FrameAddr, FrameMemory};
 use crate::pool::PagePool;
 use shared::SharedDevice;
 
+/// Most sectors that a device is to discard at once, 1 GiB: a frontend may ask for the whole disk, and
+/// others wait as long.
+const MAX_DISCARD: u64 = 1 << 21;
+
 /// Which part of a device a disk is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Slice {
@@ -211,6 +215,10 @@ impl<M: FrameMemory> BlockStore<M> for DeviceDisk {
 
     fn abort_write(&mut self, _pool: &mut PagePool<M>, write: OpenWrite) {
         self.end(write.token);
+    }
+
+    fn discard_unit_sectors(&self) -> u64 {
+        MAX_DISCARD
     }
 
     fn discard(
