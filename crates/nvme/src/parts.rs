@@ -7,9 +7,9 @@ use crate::NamespaceId;
 use crate::command::{self, Command, IoOpcode};
 use crate::memory::Memory;
 
-/// Most sectors that a command deallocates, 1 GiB: a range may have 2^32 - 1 blocks, but drives that
-/// are slow at it must be done in time.
-const MAX_DEALLOCATED: u64 = 1 << 21;
+/// Most sectors that the commands in flight deallocate, 1 GiB: a range may have 2^32 - 1 blocks, but
+/// drives that are slow at it must be done in time.
+pub(crate) const MAX_DEALLOCATED: u64 = 1 << 21;
 
 /// What is to be sent of a request, in logical blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,6 +58,20 @@ impl Rest {
         }
     }
 
+    pub(crate) const fn is_discard(self) -> bool {
+        matches!(self, Self::Deallocate { .. })
+    }
+
+    /// Sectors that the next command deallocates.
+    pub(crate) fn nr_deallocated(self, target: Target) -> u64 {
+        match self {
+            Self::Deallocate { nr_blocks, .. } => {
+                (nr_blocks * target.sectors_per_block).min(MAX_DEALLOCATED)
+            }
+            _ => 0,
+        }
+    }
+
     /// The next command, to be sent from `slot`, and what is left then.
     pub(crate) fn next_part<M: SharedMemory>(
         self,
@@ -88,7 +102,7 @@ impl Rest {
                 (command, (nr_blocks > nr_now).then_some(rest))
             }
             Self::Deallocate { lba, nr_blocks } => {
-                let nr_now = nr_blocks.min(MAX_DEALLOCATED / sectors_per_block);
+                let nr_now = self.nr_deallocated(target) / sectors_per_block;
                 let range = memory.write_range(slot, &command::range(lba, small(nr_now)));
                 let rest = Self::Deallocate { lba: lba + nr_now, nr_blocks: nr_blocks - nr_now };
                 (Command::deallocate(nsid, range), (nr_blocks > nr_now).then_some(rest))

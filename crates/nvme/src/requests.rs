@@ -10,7 +10,7 @@ use xen_abi::{Instant, SharedMemory};
 use crate::command::Command;
 use crate::completion::{Entry, Retry};
 use crate::memory::Memory;
-use crate::parts::{Rest, Target};
+use crate::parts::{MAX_DEALLOCATED, Rest, Target};
 use crate::queue::{Broken, QueuePair};
 use crate::{IoError, NamespaceId};
 
@@ -46,6 +46,8 @@ struct Sent {
     command: Command,
     /// Index of its request.
     owner: u32,
+    /// Sectors that it deallocates.
+    nr_deallocated: u64,
     nr_tries: u8,
     nr_resets: u8,
     /// When it was first seen to be in flight.
@@ -66,6 +68,9 @@ pub(crate) struct Requests {
     free: Vec<u32>,
     /// Those that are not sent, or not all of them; of the first a part may be.
     waiting: VecDeque<u32>,
+    /// Discards that are not sent, or not all of them, and have no command in flight: they take turns,
+    /// and nobody else waits behind them.
+    discards: VecDeque<u32>,
     /// Those that are over, until they are asked for: of each namespace.
     over: Vec<VecDeque<u32>>,
     /// How many are taken of each namespace.
@@ -98,6 +103,7 @@ impl Requests {
             taken: (0..nr_slots).map(|_| None).collect(),
             free: (0..nr_slots).rev().collect(),
             waiting: VecDeque::with_capacity(nr_slots as usize),
+            discards: VecDeque::with_capacity(nr_slots as usize),
             over: Vec::new(),
             nr_of: Vec::new(),
             slots: (0..nr_slots).map(|_| Slot::default()).collect(),
@@ -135,17 +141,19 @@ impl Requests {
 
     /// Whether every request is over.
     pub(crate) fn all_over(&self) -> bool {
-        self.waiting.is_empty() && self.again == 0 && !self.any_in_flight()
+        let none_waits = self.waiting.is_empty() && self.discards.is_empty();
+        none_waits && self.again == 0 && !self.any_in_flight()
     }
 
     /// Takes a request, if it [`has_room`](Self::has_room).
     pub(crate) fn take(&mut self, tag: Tag, target: Target, rest: Rest, buffer: Option<Buffer>) {
         let Some(index) = self.free.pop() else { return };
         self.nr_of[target.index] += 1;
+        let queue = if rest.is_discard() { &mut self.discards } else { &mut self.waiting };
+        queue.push_back(index);
         let rest = Some(rest);
         let taken = Taken { tag, target, buffer, rest, nr_in_flight: 0, result: Ok(()) };
         self.taken[index as usize] = Some(taken);
-        self.waiting.push_back(index);
     }
 
     /// Whether a request of a namespace can be taken. One that has some already leaves room for one of
@@ -164,23 +172,52 @@ impl Requests {
         for slot in bits(core::mem::take(&mut self.again)) {
             self.push(memory, queue, slot);
         }
-        while self.idle != 0
-            && let Some(&owner) = self.waiting.front()
-            && let Some(taken) = &mut self.taken[owner as usize]
-            && let Some(rest) = taken.rest
+        // They have a slot each at most, which leaves one to each of the others.
+        while let Some(&owner) = self.discards.front()
+            && self.may_deallocate(owner)
+            && self.send_part(owner, memory, queue).is_some()
         {
-            let slot = self.idle.trailing_zeros() as usize;
-            let (command, rest) = rest.next_part(taken.target, memory, slot);
-            taken.nr_in_flight += 1;
-            taken.rest = rest;
-            if rest.is_none() {
+            self.discards.pop_front();
+        }
+        while let Some(&owner) = self.waiting.front()
+            && let Some(is_all) = self.send_part(owner, memory, queue)
+        {
+            if is_all {
                 self.waiting.pop_front();
             }
-            self.idle &= !(1 << slot);
-            let sent = Sent { command, owner, nr_tries: 0, nr_resets: 0, since: None };
-            self.slots[slot].sent = Some(sent);
-            self.push(memory, queue, slot);
         }
+    }
+
+    /// Whether the next part of a discard may be sent beside what is in flight.
+    fn may_deallocate(&self, owner: u32) -> bool {
+        let nr_next = self.taken[owner as usize]
+            .as_ref()
+            .and_then(|taken| Some(taken.rest?.nr_deallocated(taken.target)));
+        let sent = self.slots.iter().filter_map(|slot| slot.sent);
+        let nr_in_flight: u64 = sent.map(|sent| sent.nr_deallocated).sum();
+        nr_next.is_some_and(|nr_next| nr_in_flight + nr_next <= MAX_DEALLOCATED)
+    }
+
+    /// Puts the next command of a request into the queue, if a slot is idle. Whether that was all.
+    fn send_part<M: SharedMemory>(
+        &mut self,
+        owner: u32,
+        memory: &Memory<M>,
+        queue: &mut QueuePair,
+    ) -> Option<bool> {
+        let slot = bits(self.idle).next()?;
+        let taken = self.taken[owner as usize].as_mut()?;
+        let (target, rest) = (taken.target, taken.rest?);
+        let nr_deallocated = rest.nr_deallocated(target);
+        let (command, rest) = rest.next_part(target, memory, slot);
+        taken.nr_in_flight += 1;
+        taken.rest = rest;
+        self.idle &= !(1 << slot);
+        let (nr_tries, nr_resets, since) = (0, 0, None);
+        let sent = Sent { command, owner, nr_deallocated, nr_tries, nr_resets, since };
+        self.slots[slot].sent = Some(sent);
+        self.push(memory, queue, slot);
+        Some(rest.is_none())
     }
 
     fn push<M: SharedMemory>(&mut self, memory: &Memory<M>, queue: &mut QueuePair, slot: usize) {
@@ -230,12 +267,15 @@ impl Requests {
         let Some(taken) = &mut self.taken[sent.owner as usize] else { return };
         taken.result = taken.result.and(result);
         taken.nr_in_flight -= 1;
-        // The rest of what has failed is not sent; it is the first that waits, as parts of it were.
-        if taken.result.is_err() && taken.rest.take().is_some() {
+        // The rest of what has failed is not sent. Unless it is a discard's, it is the first that waits,
+        // as parts of it were sent.
+        if taken.result.is_err() && taken.rest.take().is_some_and(|rest| !rest.is_discard()) {
             self.waiting.pop_front();
         }
         if taken.nr_in_flight == 0 && taken.rest.is_none() {
             self.over[taken.target.index].push_back(sent.owner);
+        } else if taken.rest.is_some_and(Rest::is_discard) {
+            self.discards.push_back(sent.owner);
         }
     }
 
@@ -282,8 +322,8 @@ impl Requests {
                 self.end(index, Err(IoError::Gone));
             }
         }
-        let Self { taken, over, waiting, .. } = self;
-        waiting.retain(|&owner| {
+        let Self { taken, over, waiting, discards, .. } = self;
+        let mut stays = |&owner: &u32| {
             let Some(taken) = &mut taken[owner as usize] else { return false };
             let stays = namespace.is_some_and(|namespace| namespace != taken.target.index);
             if !stays {
@@ -291,7 +331,9 @@ impl Requests {
                 over[taken.target.index].push_back(owner);
             }
             stays
-        });
+        };
+        waiting.retain(&mut stays);
+        discards.retain(&mut stays);
     }
 
     /// Whether a request that is over was not handed back.

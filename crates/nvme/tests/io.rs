@@ -7,7 +7,7 @@ mod simulated;
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use nvme::{IoError, NamespaceDevice, NamespaceId, Status};
+use nvme::{IoError, NamespaceDevice, NamespaceId, State, Status};
 use simulated::{Act, Bad, Bus, CAP, Lab, NS1, SimNamespace, Sqe, device};
 use store::{Buffer, Device, Failure, Flushing, Refusal, Request, Tag};
 use xen_abi::PAGE_SIZE;
@@ -277,39 +277,136 @@ fn long_discards_and_zeroes_go_in_parts() {
     assert_eq!(parts, [(1, 256), (257, 256), (513, 88)]);
 }
 
-/// Of a GiB, so that each is done in time.
-fn long_discards_go_in_parts(shift: u8, per_block: u64) {
-    let mut lab = with(8, |device| {
+/// A namespace of 2^40 blocks, and discards that are done by hand.
+fn huge(shift: u8) -> Lab {
+    with(8, |device| {
         let identify = vec![(0, (1u64 << 40).to_le_bytes().to_vec())];
         device.namespaces = vec![SimNamespace { identify, ..SimNamespace::new(1, shift, 8) }];
         device.act = Box::new(|sqe| match (sqe.queue, sqe.opcode) {
             (1, 9) => Act::Hang,
             _ => Act::Do,
         });
-    });
+    })
+}
+
+/// What a discard is of: first block, and how many.
+fn range(device: &simulated::Device, sqe: &Sqe) -> (u64, u32) {
+    let mut range = [0; 16];
+    device.dma_read(sqe.prp[0], &mut range);
+    let nr = u32::from_le_bytes(range[4..8].try_into().unwrap());
+    (u64::from_le_bytes(range[8..].try_into().unwrap()), nr)
+}
+
+/// The discards that are in flight, by their places.
+fn in_flight(lab: &mut Lab) -> Vec<(u64, u32)> {
+    lab.step();
+    let mut device = lab.device();
+    let mut pending = std::mem::take(&mut device.pending);
+    pending.sort_by_key(|sqe| range(&device, sqe));
+    let ranges = pending.iter().map(|sqe| range(&device, sqe)).collect();
+    device.pending = pending;
+    ranges
+}
+
+/// The first of them is done.
+fn finish(lab: &mut Lab, bad: Option<Bad>) {
+    let mut device = lab.device();
+    let sqe = device.pending.remove(0);
+    device.complete(&sqe, bad);
+}
+
+/// Of a GiB, so that each is done in time.
+fn long_discards_go_in_parts(shift: u8, per_block: u64) {
+    let mut lab = huge(shift);
     let (sector, nr_sectors) = (5 * per_block, (2 << 21) + 16);
     let discard = lab.submit(Request::Discard { sector, nr_sectors });
-    lab.step();
-    lab.device().fetch();
-    let ranges: Vec<(u64, u32)> = sent(&lab)
-        .iter()
-        .map(|sqe| {
-            let mut range = [0; 16];
-            lab.device().dma_read(sqe.prp[0], &mut range);
-            let nr = u32::from_le_bytes(range[4..8].try_into().unwrap());
-            (u64::from_le_bytes(range[8..].try_into().unwrap()), nr)
-        })
-        .collect();
     let most = (1 << 21) / per_block;
     let last = 16 / per_block as u32;
-    let full = most as u32;
-    assert_eq!(ranges, [(5, full), (5 + most, full), (5 + 2 * most, last)]);
-    let mut device = lab.device();
-    for sqe in std::mem::take(&mut device.pending) {
-        device.complete(&sqe, None);
+    for range in [(5, most as u32), (5 + most, most as u32), (5 + 2 * most, last)] {
+        assert_eq!(lab.results(), []);
+        assert_eq!(in_flight(&mut lab), [range]);
+        finish(&mut lab, None);
     }
-    drop(device);
     assert_eq!(lab.results(), [(discard, Ok(()))]);
+    assert_eq!(in_flight(&mut lab), []);
+}
+
+#[test]
+fn discards_take_turns_and_keep_nobody_waiting() {
+    let mut lab = huge(9);
+    let most: u32 = 1 << 21;
+    let mut sector = 0;
+    let tags = [3 * most, 7, 2 * most, 5, most - 5].map(|nr_sectors| {
+        sector += 1 << 32;
+        lab.submit(Request::Discard { sector, nr_sectors: nr_sectors.into() })
+    });
+    let read = lab.read(0, 8);
+    let part = |discard: u64, nth: u32| (discard << 32) + u64::from(nth * most);
+    let mut over = Vec::new();
+    for expected in [
+        vec![(part(1, 0), most)],
+        vec![(part(2, 0), 7)],
+        vec![(part(3, 0), most)],
+        // As many as are a GiB together.
+        vec![(part(4, 0), 5), (part(5, 0), most - 5)],
+        vec![(part(5, 0), most - 5)],
+        vec![(part(1, 1), most)],
+        vec![(part(3, 1), most)],
+        vec![(part(1, 2), most)],
+    ] {
+        assert_eq!(in_flight(&mut lab), expected);
+        over.extend(lab.results());
+        finish(&mut lab, None);
+    }
+    over.extend(lab.results());
+    let expected = [read, tags[1], tags[3], tags[4], tags[2], tags[0]].map(|tag| (tag, Ok(())));
+    assert_eq!(over, expected);
+    lab.controller.shutdown();
+    lab.settle();
+    assert_eq!(lab.controller.state(), State::Off);
+}
+
+#[test]
+fn what_is_left_of_a_discard_that_failed_is_not_sent() {
+    let mut lab = huge(9);
+    let [bad, good] =
+        [0, 8].map(|n| lab.submit(Request::Discard { sector: n, nr_sectors: 3 << 21 }));
+    assert_eq!(in_flight(&mut lab), [(0, 1 << 21)]);
+    finish(&mut lab, Some(Bad(0, 6, true)));
+    assert_eq!(lab.results(), [(bad, Err(Failure::Device))]);
+    assert_eq!(in_flight(&mut lab), [(8, 1 << 21)]);
+    // What goes on after a reset begins where it was.
+    lab.device().csts |= 2;
+    lab.after(2);
+    lab.settle();
+    for n in 0..3 {
+        assert_eq!(in_flight(&mut lab), [(8 + (n << 21), 1 << 21)]);
+        finish(&mut lab, None);
+    }
+    assert_eq!(lab.results(), [(good, Ok(()))]);
+    let tags = [0, 8].map(|n| lab.submit(Request::Discard { sector: n, nr_sectors: 3 << 21 }));
+    assert_eq!(in_flight(&mut lab), [(0, 1 << 21)]);
+    lab.controller.abandon();
+    assert_eq!(lab.results(), tags.map(|tag| (tag, Err(Failure::Gone))));
+}
+
+#[test]
+fn a_discard_that_fails_is_no_end_of_what_waits() {
+    // Two slots, and a read of three parts.
+    let mut lab = with(80, |device| {
+        device.cap = CAP & !0xffff | 2;
+        device.namespaces[0].identify = vec![(0, (1u64 << 40).to_le_bytes().to_vec())];
+    });
+    let discard = lab.submit(Request::Discard { sector: 0, nr_sectors: 3 << 21 });
+    let read = lab.read(0, 600);
+    lab.controller.publish();
+    lab.device().fetch();
+    finish(&mut lab, Some(Bad(0, 6, true)));
+    assert_eq!(lab.results(), [(discard, Err(Failure::Device))]);
+    lab.step();
+    lab.step();
+    lab.step();
+    assert_eq!(lab.results(), [(read, Ok(()))]);
 }
 
 #[test]
