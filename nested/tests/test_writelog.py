@@ -84,6 +84,7 @@ class Parsing(unittest.TestCase):
 
     def test_what_is_no_log(self):
         self.assertEqual(self.refused(b""), "it ends in its superblock: 0 of 28 bytes at 0")
+        self.assertEqual(self.refused(Log().bytes(magic=0)), "it has no superblock: nothing was flushed yet")
         self.assertEqual(self.refused(Log().bytes(magic=7)), "its magic is 0x7, not 0x6a736677736872")
         self.assertEqual(self.refused(Log().bytes(version=2)), "its version is 2, not 1")
         self.assertEqual(self.refused(Log(1024).bytes()), "its sectors have 1024 bytes")

@@ -68,6 +68,8 @@ class WriteLog:
     def __init__(self, file: BinaryIO):
         self._file = file
         magic, version, self.nr_entries, self.sector_size = _SUPERBLOCK.unpack(self._read(0, _SUPERBLOCK.size, "superblock"))
+        if magic == 0:
+            raise BadLog("it has no superblock: nothing was flushed yet")
         if magic != MAGIC:
             raise BadLog(f"its magic is {magic:#x}, not {MAGIC:#x}")
         if version != VERSION:
