@@ -193,14 +193,16 @@ fn short_requests_leave_a_long_one_of_a_neighbour_its_turn() {
     assert_eq!(disks.begin(&mut long, 8).map(|_| ()), Err(StoreError::Busy));
     short.end_read(&mut disks.pool, reads.remove(0));
     assert_eq!(disks.begin(&mut long, 8).map(|_| ()), Err(StoreError::Busy));
+    // First who waited first is told, then the other.
     assert_eq!(disks.pump(), [false, true]);
+    assert_eq!(disks.pump(), [true, false]);
     reads.push(disks.begin(&mut short, 8).unwrap());
     disks.go();
     long.end_read(&mut disks.pool, read);
     for read in reads {
         short.end_read(&mut disks.pool, read);
     }
-    assert_eq!(disks.pump(), [true, false]);
+    assert_eq!(disks.pump(), [false; 2]);
     for disk in [&mut long, &mut short] {
         assert_eq!(disks.read(disk, 0, 32), Ok(vec![0; 32 * 512]));
     }
@@ -230,4 +232,45 @@ fn nobody_waits_for_the_turn_of_a_namespace_that_is_lost() {
     }
     assert_eq!(disks.controller.borrow().disk(NamespaceId(1)), None);
     assert!(stays.reserve(8).is_some());
+}
+
+#[test]
+fn a_namespace_that_is_read_all_the_time_leaves_pages_to_the_other() {
+    let mut disks = Disks::new();
+    let all = Slice::default();
+    let mut first = DeviceDisk::new(&disks.on[0], all, Access::ReadWrite).unwrap();
+    let mut second = DeviceDisk::new(&disks.on[1], all, Access::ReadWrite).unwrap();
+    let on = |disk: &DeviceDisk, nr| {
+        SectorRange::on(&BlockStore::<OwnFrames>::geometry(disk), 0, nr).unwrap()
+    };
+    let (page, long) = (on(&first, 8), on(&second, 96));
+    let mut open = Vec::new();
+    for round in 0.. {
+        assert!(round < 100, "there is never room for the long read");
+        // The turn of the first: what is over, and then as much as there is room for.
+        let is_ready =
+            |read: &OpenRead| BlockStore::<OwnFrames>::is_ready(&first, read.token().unwrap());
+        if let Some(ready) = open.iter().position(is_ready) {
+            first.end_read(&mut disks.pool, open.swap_remove(ready));
+        }
+        while let Ok(read) = first.begin_read(&mut disks.pool, page, &mut |_| ()) {
+            open.push(read);
+        }
+        if round == 0 {
+            let refused = second.begin_read(&mut disks.pool, long, &mut |_| ());
+            assert_eq!(refused.unwrap_err(), StoreError::Busy);
+        }
+        // As the domain does it, twice: what one does not wait for any more another may.
+        let told = [disks.pump(), disks.pump()];
+        if told.iter().any(|[_, second]| *second) {
+            break;
+        }
+        disks.bus.device().run(1);
+        disks.pump();
+    }
+    let read = second.begin_read(&mut disks.pool, long, &mut |_| ()).unwrap();
+    second.end_read(&mut disks.pool, read);
+    // When that is over, the first waits for nobody any more.
+    disks.go();
+    assert!(first.begin_read(&mut disks.pool, page, &mut |_| ()).is_ok());
 }

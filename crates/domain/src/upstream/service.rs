@@ -20,14 +20,21 @@ impl<P: Platform> Domain<P> {
                 self.pump_upstream(platform, upstream.device);
             }
         }
-        // Those of one controller share its buffers: what one lets go of another may wait for.
-        let nr_rounds = self.namespaces.len().min(2);
-        for at in (0..self.namespaces.len()).cycle().take(nr_rounds * self.namespaces.len()) {
+        // Those of one controller share its buffers: what one lets go of, or does not wait for any more,
+        // another may wait for.
+        let nr = self.namespaces.len();
+        let mut nr_left = nr * nr.min(2);
+        for at in (0..nr).cycle() {
+            if nr_left == 0 {
+                break;
+            }
+            nr_left -= 1;
             let (namespace, shared) = &self.namespaces[at];
             let (ground, mut shared) = (Ground::Namespace(*namespace), shared.borrow_mut());
             let (has_news, has_settled) = (shared.pump(), shared.take_settled());
             drop(shared);
             if has_news {
+                nr_left = nr_left.max(nr - 1);
                 self.ready_upstream(ground);
             }
             if has_settled {

@@ -38,15 +38,20 @@ impl<R: Registers, M: SharedMemory> Controller<R, M> {
         self.memory.buffers.reserve(nr_sectors, limits)
     }
 
-    /// As [`reserve`](Self::reserve), for a namespace: after one was refused no other has a buffer before
-    /// it has, or short requests would take each page that a long one waits for.
+    /// As [`reserve`](Self::reserve), for a namespace among others: those that found too few pages have
+    /// their turns before they get any again, so that the short requests of one do not keep a long one of
+    /// another waiting. Who was refused asks again, until there is room or it is lost.
     pub(crate) fn reserve_for(&mut self, nsid: NamespaceId, nr_sectors: u32) -> Option<Buffer> {
-        if self.refused.is_some_and(|first| first != nsid && self.disk(first).is_some()) {
-            return None;
+        while self.short.front().is_some_and(|&next| self.disk(next).is_none()) {
+            self.short.pop_front();
         }
-        let buffer = self.reserve(nr_sectors);
-        let waits = buffer.is_none() && u64::from(nr_sectors) <= self.max_sectors();
-        self.refused = waits.then_some(nsid);
+        let is_next = self.short.front().is_none_or(|&next| next == nsid);
+        let buffer = if is_next { self.reserve(nr_sectors) } else { None };
+        if buffer.is_some() {
+            self.short.pop_front();
+        } else if u64::from(nr_sectors) <= self.max_sectors() && !self.short.contains(&nsid) {
+            self.short.push_back(nsid);
+        }
         buffer
     }
 

@@ -3,6 +3,7 @@
 mod io;
 mod phases;
 
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use xen_abi::{Gfn, Instant, SharedMemory};
@@ -104,8 +105,8 @@ pub struct Controller<R, M> {
     /// What the bring-up finds.
     found: Vec<Namespace>,
     requests: Requests,
-    /// Whose turn it is to have a buffer, of those that wait for one.
-    refused: Option<NamespaceId>,
+    /// The namespaces that wait for pages, each once, in their order.
+    short: VecDeque<NamespaceId>,
     /// What was found outside of a step.
     trouble: Option<Error>,
     /// Why it was last reset.
@@ -184,7 +185,7 @@ impl<R: Registers, M: SharedMemory> Controller<R, M> {
             namespaces: Vec::new(),
             found: Vec::new(),
             requests: Requests::new(nr_entries - 1),
-            refused: None,
+            short: VecDeque::with_capacity(phases::MAX_NAMESPACES),
             trouble: None,
             reset_by: None,
             nr_resets: 0,

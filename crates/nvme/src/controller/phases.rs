@@ -31,7 +31,8 @@ const SHUTDOWN: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(60)
 const MAX_RESETS: u32 = 3;
 
 /// Namespaces that are looked at; those with higher identifiers are not used.
-const MAX_NAMESPACES: usize = 32;
+pub(super) const MAX_NAMESPACES: usize = 32;
+
 /// What an admin command was sent for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Admin {
