@@ -187,6 +187,7 @@ impl Chip {
                         data[525] = 1;
                     }
                     2 => (1..=3).for_each(|nsid: u8| data[4 * usize::from(nsid) - 4] = nsid),
+                    6 => {}
                     _ => panic!("CNS {cns}"),
                 }
                 while self.input.u8() >= 170 {

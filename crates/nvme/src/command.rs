@@ -70,6 +70,12 @@ impl Command {
         Self::admin(AdminOpcode::Identify, 0, Some(data), [0x01, 0])
     }
 
+    /// Identify with CNS 06h, CSI 00h: the controller's limits of the NVM command set (base
+    /// specification 2.0, section 5.17).
+    pub(crate) const fn identify_limits(data: DmaAddr) -> Self {
+        Self::admin(AdminOpcode::Identify, 0, Some(data), [0x06, 0])
+    }
+
     /// Identify with CNS 02h: the active namespaces whose identifiers are above `after`.
     pub(crate) const fn active_namespaces(after: u32, data: DmaAddr) -> Self {
         Self::admin(AdminOpcode::Identify, after, Some(data), [0x02, 0])

@@ -118,6 +118,18 @@ impl Identity {
     }
 }
 
+/// Bytes that are looked at of the I/O Command Set Specific Identify Controller data structure.
+pub(crate) const LIMITS_LEN: usize = 16;
+
+/// Most blocks that a command with one range deallocates (NVM command set specification 1.0, Identify
+/// with CNS 06h: DMRSL, DMSL).
+pub(crate) fn max_deallocated(data: &[u8; LIMITS_LEN]) -> u64 {
+    let range_size = u64::from(u32_at(data, 4));
+    let size = u64::from(u32_at(data, 8)) | u64::from(u32_at(data, 12)) << 32;
+    // 0 is no limit.
+    [range_size, size].into_iter().filter(|&limit| limit > 0).min().unwrap_or(u64::MAX)
+}
+
 /// A namespace that can be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Disk {

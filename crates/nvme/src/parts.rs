@@ -44,6 +44,8 @@ pub(crate) struct Target {
     pub(crate) sectors_per_block: u64,
     /// Most pages of a command.
     pub(crate) max_pages: u16,
+    /// Most blocks that a command deallocates.
+    pub(crate) max_deallocated: u64,
 }
 
 impl Rest {
@@ -66,6 +68,7 @@ impl Rest {
     pub(crate) fn nr_deallocated(self, target: Target) -> u64 {
         match self {
             Self::Deallocate { nr_blocks, .. } => {
+                let nr_blocks = nr_blocks.min(target.max_deallocated);
                 (nr_blocks * target.sectors_per_block).min(MAX_DEALLOCATED)
             }
             _ => 0,

@@ -115,6 +115,8 @@ pub struct Version(pub u32);
 impl Version {
     /// The first one that has the list of active namespaces.
     pub(crate) const V1_1: Self = Self(0x0001_0100);
+    /// The first one that has the limits of Dataset Management.
+    pub(crate) const V2_0: Self = Self(0x0002_0000);
 }
 
 impl fmt::Display for Version {

@@ -61,6 +61,22 @@ fn the_commands_of_a_bring_up() {
 }
 
 #[test]
+fn who_has_limits_of_discards_is_asked_for_them() {
+    for act in [Act::Do, Act::Fail(Bad(0, 0x02, true))] {
+        let lab = Lab::new(with(|device| {
+            device.vs = 0x0002_0000;
+            device.act = Box::new(move |sqe| match (sqe.opcode, sqe.cdw[0]) {
+                (0x06, 0x06) => act,
+                _ => Act::Do,
+            });
+        }));
+        let device = lab.device();
+        let sent: Vec<_> = device.admin_log.iter().map(|sqe| (sqe.opcode, sqe.cdw[0])).collect();
+        assert_eq!(sent[..4], [(0x06, 0x01), (0x06, 0x06), (0x09, 0x07), (0x06, 0x02)]);
+    }
+}
+
+#[test]
 fn what_it_says_of_itself_is_checked_and_kept() {
     let lab = Lab::new(with(|device| {
         let mut large = SimNamespace::new(2, 12, 100);

@@ -278,8 +278,9 @@ fn long_discards_and_zeroes_go_in_parts() {
 }
 
 /// A namespace of 2^40 blocks, and discards that are done by hand.
-fn huge(shift: u8) -> Lab {
+fn huge(shift: u8, change: impl FnOnce(&mut simulated::Device)) -> Lab {
     with(8, |device| {
+        change(device);
         let identify = vec![(0, (1u64 << 40).to_le_bytes().to_vec())];
         device.namespaces = vec![SimNamespace { identify, ..SimNamespace::new(1, shift, 8) }];
         device.act = Box::new(|sqe| match (sqe.queue, sqe.opcode) {
@@ -317,7 +318,7 @@ fn finish(lab: &mut Lab, bad: Option<Bad>) {
 
 /// Of a GiB, so that each is done in time.
 fn long_discards_go_in_parts(shift: u8, per_block: u64) {
-    let mut lab = huge(shift);
+    let mut lab = huge(shift, |_| ());
     let (sector, nr_sectors) = (5 * per_block, (2 << 21) + 16);
     let discard = lab.submit(Request::Discard { sector, nr_sectors });
     let most = (1 << 21) / per_block;
@@ -332,8 +333,29 @@ fn long_discards_go_in_parts(shift: u8, per_block: u64) {
 }
 
 #[test]
+fn discards_are_no_longer_than_the_controller_takes() {
+    for (limits, expected) in [
+        ((0, 0), vec![(0, 1 << 21), (1 << 21, 8)]),
+        ((1 << 20, 0), vec![(0, 1 << 20), (1 << 20, 1 << 20), (2 << 20, 8)]),
+        ((1 << 21, 1 << 20), vec![(0, 1 << 20), (1 << 20, 1 << 20), (2 << 20, 8)]),
+        ((0, 1 << 40), vec![(0, 1 << 21), (1 << 21, 8)]),
+    ] {
+        let mut lab = huge(9, |device| {
+            device.vs = 0x0002_0000;
+            device.discard_limits = limits;
+        });
+        let discard = lab.submit(Request::Discard { sector: 0, nr_sectors: (1 << 21) + 8 });
+        for range in expected {
+            assert_eq!(in_flight(&mut lab), [range], "{limits:?}");
+            finish(&mut lab, None);
+        }
+        assert_eq!(lab.results(), [(discard, Ok(()))]);
+    }
+}
+
+#[test]
 fn discards_take_turns_and_keep_nobody_waiting() {
-    let mut lab = huge(9);
+    let mut lab = huge(9, |_| ());
     let most: u32 = 1 << 21;
     let mut sector = 0;
     let tags = [3 * most, 7, 2 * most, 5, most - 5].map(|nr_sectors| {
@@ -368,7 +390,7 @@ fn discards_take_turns_and_keep_nobody_waiting() {
 
 #[test]
 fn what_is_left_of_a_discard_that_failed_is_not_sent() {
-    let mut lab = huge(9);
+    let mut lab = huge(9, |_| ());
     let [bad, good] =
         [0, 8].map(|n| lab.submit(Request::Discard { sector: n, nr_sectors: 3 << 21 }));
     assert_eq!(in_flight(&mut lab), [(0, 1 << 21)]);

@@ -79,6 +79,10 @@ impl Model {
             device.cap = CAP & !0xffff | entries;
             device.mdts = [0, 1, 2, 5][rng.index(4)];
             device.oncs = [0b1100, 0b1100, 0b0100, 0][rng.index(4)];
+            device.vs = [0x0001_0400, 0x0002_0000][rng.index(2)];
+            if device.vs == 0x0002_0000 {
+                device.discard_limits = [(0, 0), (3, 0), (0, 5), (7, 2)][rng.index(4)];
+            }
             device.vwc = u8::from(!rng.one_in(4));
             device.ready_delay = rng.below(5) as u32;
             device.manual = true;

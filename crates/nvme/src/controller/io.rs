@@ -130,7 +130,8 @@ impl<R: Registers, M: SharedMemory> Controller<R, M> {
             return Err(Refusal::Full { max: self.requests.max() });
         }
         let sectors_per_block = disk.geometry.logical.sectors();
-        Ok((Target { index, nsid, sectors_per_block, max_pages }, disk))
+        let max_deallocated = self.max_deallocated;
+        Ok((Target { index, nsid, sectors_per_block, max_pages, max_deallocated }, disk))
     }
 
     fn check_request(

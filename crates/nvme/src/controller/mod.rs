@@ -101,6 +101,8 @@ pub struct Controller<R, M> {
     io: QueuePair,
     admin_cid: u16,
     identity: Option<Identity>,
+    /// Most blocks that a command deallocates, by its limits.
+    max_deallocated: u64,
     namespaces: Vec<Namespace>,
     /// What the bring-up finds.
     found: Vec<Namespace>,
@@ -182,6 +184,7 @@ impl<R: Registers, M: SharedMemory> Controller<R, M> {
             io: QueuePair::new(1, memory::IO_SQ, memory::IO_CQ, nr_entries),
             admin_cid: 0,
             identity: None,
+            max_deallocated: u64::MAX,
             namespaces: Vec::new(),
             found: Vec::new(),
             requests: Requests::new(nr_entries - 1),

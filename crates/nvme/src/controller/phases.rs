@@ -7,7 +7,7 @@ use xen_abi::{Instant, SharedMemory};
 
 use super::{Controller, Namespace, Phase, Then};
 use crate::command::{AdminOpcode, Command, Interrupt};
-use crate::identify::{CONTROLLER_LEN, NAMESPACE_LEN};
+use crate::identify::{CONTROLLER_LEN, LIMITS_LEN, NAMESPACE_LEN, max_deallocated};
 use crate::memory;
 use crate::registers::{Cc, Csts, Reg32, Reg64, Registers, Version};
 use crate::{Broken, Disk, Error, Identity, NamespaceId, Status, Unusable};
@@ -37,6 +37,7 @@ pub(super) const MAX_NAMESPACES: usize = 32;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Admin {
     Controller,
+    Limits,
     NumberOfQueues,
     NamespaceList,
     /// The one of this index.
@@ -48,7 +49,9 @@ pub(super) enum Admin {
 impl Admin {
     const fn opcode(self) -> AdminOpcode {
         match self {
-            Self::Controller | Self::NamespaceList | Self::Namespace(_) => AdminOpcode::Identify,
+            Self::Controller | Self::Limits | Self::NamespaceList | Self::Namespace(_) => {
+                AdminOpcode::Identify
+            }
             Self::NumberOfQueues => AdminOpcode::SetFeatures,
             Self::CreateCq => AdminOpcode::CreateIoCq,
             Self::CreateSq => AdminOpcode::CreateIoSq,
@@ -211,6 +214,7 @@ impl<R: Registers, M: SharedMemory> Controller<R, M> {
         let nr_entries = self.io.nr_entries();
         let command = match admin {
             Admin::Controller => Command::identify_controller(data),
+            Admin::Limits => Command::identify_limits(data),
             Admin::NumberOfQueues => Command::one_queue_pair(),
             Admin::NamespaceList => Command::active_namespaces(0, data),
             Admin::Namespace(index) => match self.found.get(index) {
@@ -251,6 +255,16 @@ impl<R: Registers, M: SharedMemory> Controller<R, M> {
                 self.send_admin(Admin::Namespace(index + 1), now);
                 Ok(())
             }
+            (Admin::Limits, result) => {
+                // Where it has none to tell, there are none.
+                if result.is_ok() {
+                    let mut data = [0; LIMITS_LEN];
+                    self.memory.read_identify(&mut data);
+                    self.max_deallocated = max_deallocated(&data);
+                }
+                self.send_admin(Admin::NumberOfQueues, now);
+                Ok(())
+            }
             (_, Err(status)) => Err(Error::Admin { opcode: admin.opcode(), status }),
             (Admin::Controller, Ok(())) => self.identified_controller(now),
             (Admin::NumberOfQueues, Ok(())) => {
@@ -287,7 +301,8 @@ impl<R: Registers, M: SharedMemory> Controller<R, M> {
             return Ok(());
         }
         self.identity = Some(identity);
-        self.send_admin(Admin::NumberOfQueues, now);
+        let has_limits = self.version >= Version::V2_0;
+        self.send_admin(if has_limits { Admin::Limits } else { Admin::NumberOfQueues }, now);
         Ok(())
     }
 

@@ -145,6 +145,8 @@ pub struct Device {
     pub oncs: u16,
     pub vwc: u8,
     pub nn: u32,
+    /// DMRSL and DMSL: most blocks of a discard.
+    pub discard_limits: (u32, u64),
     /// What is laid over the Identify Controller data structure.
     pub identify: Vec<(usize, Vec<u8>)>,
     pub namespaces: Vec<SimNamespace>,
@@ -353,6 +355,13 @@ impl Device {
                 data.resize(PAGE_SIZE, 0);
                 self.dma_write(sqe.prp[0], &data);
             }
+            (0x06, 0x06) => {
+                assert_eq!(sqe.cdw[1], 0, "the NVM command set");
+                let mut data = vec![0; PAGE_SIZE];
+                data[4..8].copy_from_slice(&self.discard_limits.0.to_le_bytes());
+                data[8..16].copy_from_slice(&self.discard_limits.1.to_le_bytes());
+                self.dma_write(sqe.prp[0], &data);
+            }
             (0x09, 0x07) => assert_eq!(sqe.cdw[1], 0, "one queue of each"),
             (0x05 | 0x01, id) => {
                 let (id, nr_entries) = (id as u16, (sqe.cdw[0] >> 16) as u16 + 1);
@@ -424,6 +433,10 @@ impl Device {
                 let nr = u32::from_le_bytes(range[4..8].try_into().unwrap());
                 let lba = u64::from_le_bytes(range[8..].try_into().unwrap());
                 check(lba, nr.into())?;
+                let is_over = |limit: u64| limit > 0 && u64::from(nr) > limit;
+                if is_over(self.discard_limits.0.into()) || is_over(self.discard_limits.1) {
+                    return Err(Bad(1, 0x83, true));
+                }
                 for n in 0..u64::from(nr).min(1 << 16) {
                     let zeroes = vec![0; block as usize];
                     self.namespace(sqe.nsid)?.cache.insert(lba + n, zeroes);
@@ -628,6 +641,7 @@ pub fn device(seed: u64, nr_pages: u64) -> Bus {
         oncs: 0b1100,
         vwc: 1,
         nn: 4,
+        discard_limits: (0, 0),
         identify: Vec::new(),
         namespaces: vec![SimNamespace::new(1, 9, 1024)],
         list: None,
