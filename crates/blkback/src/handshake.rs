@@ -164,6 +164,12 @@ impl Handshake {
         matches!(self.phase, Phase::Closing | Phase::Closed | Phase::Lingering | Phase::Gone)
     }
 
+    /// Whether our `state` is still what the toolstack wrote.
+    #[must_use]
+    pub const fn is_new(&self) -> bool {
+        matches!(self.phase, Phase::New | Phase::Publishing)
+    }
+
     /// Whether our `state` is 4.
     #[must_use]
     pub fn is_connected(&self) -> bool {

@@ -143,6 +143,12 @@ impl Handshake {
         }
     }
 
+    /// Whether our `state` is 1: as the toolstack wrote it, or again.
+    #[must_use]
+    pub const fn is_new(&self) -> bool {
+        matches!(self.phase, Phase::Initialising | Phase::Announcing)
+    }
+
     /// Whether requests can be made.
     #[must_use]
     pub fn is_connected(&self) -> bool {

@@ -16,7 +16,7 @@ use xenstore::{Change, Error, Request, SubmitError};
 use crate::disks::DiskId;
 use crate::domain::Domain;
 use crate::inbox::Tag;
-use crate::inquiry::{Inquiry, STATE, Side, Subject};
+use crate::inquiry::{Inquiry, Own, STATE, Side, Subject};
 use crate::platform::Platform;
 use crate::refusal::{EINVAL, ENOSPC};
 use crate::upstream::{find_namespace, max_segments};
@@ -74,7 +74,7 @@ impl<P: Platform> Domain<P> {
         if vbd.look && vbd.inquiry.is_none() {
             let subject = match vbd.identity {
                 Identity::Unknown => Subject::Identity,
-                _ => Subject::Look,
+                _ => Subject::Look(Own::of(vbd.handshake.is_new())),
             };
             if let Outcome::Done = self.inquire(platform, key, subject)
                 && let Some(vbd) = self.vbds.get_mut(&key)

@@ -321,8 +321,11 @@ impl<P: Platform> Domain<P> {
         let Some(inquiry) = vbd.inquiry.take() else { return };
         match &inquiry.subject {
             Subject::Identity => self.identify(platform, key, &inquiry),
-            Subject::Look => {
-                if inquiry.value(0).is_none() {
+            Subject::Look(own) => {
+                let state = inquiry.value(0);
+                let is_another = own.is_another(state);
+                if state.is_none() || is_another {
+                    vbd.look |= is_another;
                     vbd.handle(Event::Vanished);
                     return;
                 }

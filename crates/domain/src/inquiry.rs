@@ -14,7 +14,7 @@ pub(crate) enum Subject {
     /// What the toolstack wants of this device.
     Identity,
     /// Where both sides stand.
-    Look,
+    Look(Own),
     /// What the frontend has chosen.
     Terms,
     /// A ring of the frontend; those before it are known.
@@ -29,13 +29,33 @@ pub(crate) enum About {
     /// Who serves it.
     Peer,
     /// Where both sides stand.
-    State,
+    State(Own),
     /// How large a ring may be.
     Order,
     /// The disk.
     Disk,
     /// The disk's size.
     Size,
+}
+
+/// What our own `state` node says when it is read, if it is still ours.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Own {
+    /// 1, as the toolstack wrote it.
+    New,
+    /// What we have written: where it is 1, another directory has come in the place of ours.
+    Written,
+}
+
+impl Own {
+    pub(crate) const fn of(is_new: bool) -> Self {
+        if is_new { Self::New } else { Self::Written }
+    }
+
+    /// Whether a state that was read is another directory's.
+    pub(crate) fn is_another(self, state: Option<&[u8]>) -> bool {
+        self == Self::Written && state == Some(b"1")
+    }
 }
 
 /// Whose directory a node is in.
@@ -73,7 +93,7 @@ impl Subject {
                 (Side::Backend, REMOVABLE),
                 (Side::Backend, keys::DISCARD_ENABLE),
             ]),
-            Self::Look => nodes(&[
+            Self::Look(_) => nodes(&[
                 (Side::Backend, STATE),
                 (Side::Backend, ONLINE),
                 (Side::Frontend, STATE),
@@ -90,7 +110,7 @@ impl Subject {
                 (Side::Frontend, BACKEND_ID),
                 (Side::Frontend, STATE),
             ]),
-            Self::Upstream(About::State) => {
+            Self::Upstream(About::State(_)) => {
                 nodes(&[(Side::Frontend, STATE), (Side::Frontend, BACKEND), (Side::Backend, STATE)])
             }
             Self::Upstream(About::Order) => nodes(&[(Side::Backend, keys::MAX_RING_PAGE_ORDER)]),

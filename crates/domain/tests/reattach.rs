@@ -30,3 +30,33 @@ fn a_disk_attached_while_the_last_one_is_read_to_be_gone_is_seen() {
         }
     }
 }
+
+/// The toolstack may take a directory away and write another before we look: the new one's disk is to
+/// be served, and not that of the old one.
+#[test]
+fn a_directory_in_the_place_of_another_is_read_anew() {
+    for seed in seeds(4) {
+        for is_connected in [false, true] {
+            let mut lab = Lab::new(seed).start();
+            let guest = lab.create_guest();
+            let disk = lab.attach(guest, "xvda", "ram,size=64K");
+            if is_connected {
+                lab.connect(disk);
+            }
+            lab.settle();
+            let dom0 = lab.machine().xs(DomId(0));
+            for dir in [disk.frontend_path(), disk.backend_path()] {
+                dom0.rm(&dir).unwrap();
+            }
+            disk.add(lab.machine(), &DiskSpec::new("xvda", "null,size=128K")).unwrap();
+            lab.run_until("InitWait", |lab| {
+                disk.backend_state(lab.machine()) == Some(XenbusState::InitWait)
+            });
+            let sectors = dom0.read(&format!("{}/sectors", disk.backend_path()));
+            assert_eq!(sectors.unwrap(), "256");
+            lab.detach(disk);
+            lab.destroy(guest);
+            lab.assert_clean();
+        }
+    }
+}

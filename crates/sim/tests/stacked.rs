@@ -1029,6 +1029,33 @@ fn who_takes_all_pages_leaves_others_their_turn() {
 }
 
 #[test]
+fn another_directory_may_take_the_place_of_one_that_is_announced() {
+    for seed in seeds(4) {
+        let spec = DiskSpec::new("xvdb", "ram,size=1M");
+        let (mut lab, server, upstream, nr_free) = stacked(seed, "", &spec);
+        let guest = lab.create_guest();
+        let disk = lab.device(guest, "xvda");
+        lab.begin(Operation::attach(lab.machine(), disk, &DiskSpec::new("xvda", "vbd/xvdb")));
+        let state = |lab: &Lab| {
+            lab.machine().xs(DomId(0)).get(&format!("{}/state", upstream.frontend_path()))
+        };
+        lab.run_until("the ring", |lab| state(lab).as_deref() == Some("3"));
+        lab.pause_server(server);
+        lab.settle();
+        for dir in [upstream.frontend_path(), upstream.backend_path()] {
+            lab.machine().xs(DomId(0)).rm(&dir).unwrap();
+        }
+        upstream.add(lab.machine(), &spec).unwrap();
+        lab.unpause_server(server);
+        lab.connect(disk);
+        lab.random_io(disk, 50);
+        lab.destroy(guest);
+        lab.try_detach(upstream, Detach::Polite).unwrap();
+        assert_clean(&mut lab, nr_free);
+    }
+}
+
+#[test]
 fn another_backend_may_take_the_place_of_one_between_two_looks() {
     for seed in seeds(4) {
         let spec = DiskSpec::new("xvdb", "ram,size=1M");

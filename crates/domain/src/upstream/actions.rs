@@ -14,7 +14,7 @@ use super::{CLOSING_LIMIT, CONNECT_LIMIT, MAX_UPSTREAMS, Peer, Upstream};
 use crate::actions::Outcome;
 use crate::domain::Domain;
 use crate::inbox::{Tag, is_gone};
-use crate::inquiry::{About, Inquiry, STATE, Side, Subject};
+use crate::inquiry::{About, Inquiry, Own, STATE, Side, Subject};
 use crate::platform::Platform;
 use crate::refusal::Refusal;
 use crate::text::Printable;
@@ -131,7 +131,8 @@ impl<P: Platform> Domain<P> {
         }
         let Some(upstream) = self.upstreams.get(device) else { return };
         if upstream.look && upstream.inquiry.is_none() {
-            let about = if upstream.peer.is_some() { About::State } else { About::Peer };
+            let own = Own::of(upstream.handshake.is_new());
+            let about = if upstream.peer.is_some() { About::State(own) } else { About::Peer };
             if let Outcome::Done = self.inquire_upstream(platform, device, about)
                 && let Some(upstream) = self.upstreams.get_mut(device)
             {
@@ -232,12 +233,11 @@ impl<P: Platform> Domain<P> {
     fn conclude_upstream(&mut self, platform: &mut P, device: VirtualDevice, inquiry: &Inquiry) {
         match inquiry.subject {
             Subject::Upstream(About::Peer) => self.meet_peer(platform, device, inquiry.first()),
-            Subject::Upstream(About::State) => {
+            Subject::Upstream(About::State(own)) => {
                 let Some(upstream) = self.upstreams.get_mut(device) else { return };
                 let [ours, dir, theirs] = inquiry.first();
-                // Between two looks another directory may have come in the place of ours.
                 let is_another = upstream.peer.as_ref().map(|peer| peer.dir.as_bytes()) != dir
-                    || upstream.is_connected() && ours == Some(b"1");
+                    || own.is_another(ours);
                 if ours.is_none() || is_another {
                     upstream.handle(Event::Vanished);
                     return;
