@@ -19,7 +19,7 @@ use crate::inbox::Tag;
 use crate::inquiry::{Inquiry, Own, STATE, Side, Subject};
 use crate::platform::Platform;
 use crate::refusal::{EINVAL, ENOSPC};
-use crate::upstream::{find_namespace, max_segments};
+use crate::upstream::{Upstream, find_namespace, max_segments};
 use crate::vbd::{BACKEND_DIR, Identity, Timer, Vbd, VbdKey};
 
 /// How long state 6 stands before our directory goes: libxl fails a detach that does not see it.
@@ -220,8 +220,10 @@ impl<P: Platform> Domain<P> {
         let max_indirect = entry
             .extent
             .and_then(|extent| match extent.device {
-                Ground::Vbd(device) => self.upstreams.get(device)?.max_segments(),
-                Ground::Namespace(name) => max_segments(find_namespace(&self.namespaces, name)?),
+                Ground::Vbd(device) => self.upstreams.get(device).map(Upstream::max_segments),
+                Ground::Namespace(name) => {
+                    find_namespace(&self.namespaces, name).map(|shared| max_segments(shared))
+                }
             })
             .unwrap_or(u64::MAX)
             .min(self.engine.max_indirect().get().into());

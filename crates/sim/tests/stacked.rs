@@ -388,6 +388,23 @@ fn requests_are_offered_no_longer_than_there_are_pages_for_them() {
 }
 
 #[test]
+fn no_longer_ones_are_offered_where_those_pages_are_gone_meanwhile() {
+    let spec = DiskSpec::new("xvdb", "ram,size=2M");
+    let (mut lab, server, upstream, _) = stacked(1, "vbd-pages=32", &spec);
+    let guests = [(); 2].map(|()| lab.create_guest());
+    lab.attach(guests[0], "xvda", "vbd/xvdb,ro");
+    // Its disk is opened, and it is not told of it yet.
+    let disk = lab.device(guests[1], "xvda");
+    lab.begin(Operation::attach(lab.machine(), disk, &DiskSpec::new("xvda", "vbd/xvdb,ro")));
+    lab.destroy_server(server);
+    lab.machine().xs(DomId(0)).rm(&upstream.frontend_path()).unwrap();
+    lab.run_for(Duration::from_secs(1));
+    assert_eq!(disk.backend_state(lab.machine()), Some(XenbusState::InitWait), "{}", lab.report());
+    let path = format!("{}/feature-max-indirect-segments", disk.backend_path());
+    assert_eq!(lab.machine().xs(DomId(0)).number(&path), Some(30));
+}
+
+#[test]
 fn an_end_closes_what_others_serve() {
     for seed in seeds(3) {
         let spec = DiskSpec::new("xvdb", "ram,size=1M");

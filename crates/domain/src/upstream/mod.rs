@@ -142,9 +142,9 @@ impl<M: SharedMemory> Upstream<M> {
         self.handshake.is_connected()
     }
 
-    /// Pages that a request may have whose data goes through its buffers, while it is connected. An
+    /// Pages that a request may have whose data goes through its buffers, once it was connected. An
     /// overlay may need one more than it was asked for.
-    pub(crate) fn max_segments(&self) -> Option<u64> {
+    pub(crate) fn max_segments(&self) -> u64 {
         max_segments(&self.shared)
     }
 
@@ -194,9 +194,8 @@ impl<M: SharedMemory> Upstream<M> {
 }
 
 /// As [`Upstream::max_segments`], of any device.
-pub(crate) fn max_segments<D: Device>(shared: &RefCell<Shared<D>>) -> Option<u64> {
-    let max_sectors = shared.borrow_mut().device()?.max_sectors();
-    Some((max_sectors / SECTORS_PER_PAGE).saturating_sub(1))
+pub(crate) fn max_segments<D: Device>(shared: &RefCell<Shared<D>>) -> u64 {
+    (shared.borrow().max_sectors() / SECTORS_PER_PAGE).saturating_sub(1)
 }
 
 /// The namespace of this name.

@@ -22,8 +22,9 @@ const MAX_OPERATIONS: usize = 1024;
 pub struct Shared<D: Device> {
     /// `None` before it is connected, and when it is gone.
     device: Option<D>,
-    /// What it said of itself when it was let go.
+    /// What it said of itself when it was let go, and its longest buffer.
     said: (Geometry, Flushing),
+    max_sectors: u64,
     operations: Vec<Operation<D::Buffer>>,
     /// The first that is not in use.
     free: Option<u32>,
@@ -115,6 +116,7 @@ impl<D: Device> Shared<D> {
         Self {
             device: None,
             said: (NO_DISK, Flushing::No),
+            max_sectors: 0,
             operations: Vec::new(),
             free: None,
             nr_open: 0,
@@ -142,7 +144,7 @@ impl<D: Device> Shared<D> {
     /// pump tells of it.
     pub fn disconnect(&mut self) -> Option<D> {
         self.complete();
-        self.said = self.said();
+        (self.said, self.max_sectors) = (self.said(), self.max_sectors());
         let device = self.device.take()?;
         self.waiting.clear();
         for index in 0..self.operations.len() {
@@ -201,6 +203,13 @@ impl<D: Device> Shared<D> {
     #[must_use]
     pub fn flushing(&self) -> Flushing {
         self.said().1
+    }
+
+    /// Its longest buffer in sectors ([`Device::max_sectors`]), or what that was when it was let go; 0
+    /// before it was ever there.
+    #[must_use]
+    pub fn max_sectors(&self) -> u64 {
+        self.device.as_ref().map_or(self.max_sectors, Device::max_sectors)
     }
 
     /// Operations that are not ended, or that the device still works on.
