@@ -215,7 +215,7 @@ impl<P: Platform> Domain<P> {
         let Identity::Open(device) = &mut vbd.identity else { return Outcome::Done };
         let Some(entry) = self.disks.get(device.disk) else { return Outcome::Done };
         let geometry = BlockStore::<P::Memory>::geometry(&entry.disk);
-        device.published = geometry.nr_sectors;
+        device.published = Some(geometry.nr_sectors);
         // A request for a device is no longer than its buffers.
         let max_indirect = entry
             .extent

@@ -167,7 +167,7 @@ impl<P: Platform> Domain<P> {
         info.set(VdiskInfo::CDROM, wish.device_type == Some(b"cdrom"));
         info.set(VdiskInfo::REMOVABLE, wish.removable == Some(b"1"));
         let (frontend_dir, params) = (frontend_dir.into(), wish.params.into());
-        let published = 0;
+        let published = None;
         let grants = target.grants;
         Ok(Device { frontend_dir, params, disk, published, access, discards, grants, info })
     }
@@ -301,12 +301,12 @@ impl<P: Platform> Domain<P> {
         let Some(entry) = self.disks.get(device.disk) else { return };
         let nr_sectors = BlockStore::<P::Memory>::geometry(&entry.disk).nr_sectors;
         // What was never told is told when it is published.
-        if [0, nr_sectors].contains(&device.published) || !self.has_room() {
+        if device.published.is_none_or(|told| told == nr_sectors) || !self.has_room() {
             return;
         }
         let Some(vbd) = self.vbds.get_mut(&key) else { return };
         if let Identity::Open(device) = &mut vbd.identity {
-            device.published = nr_sectors;
+            device.published = Some(nr_sectors);
         }
         vbd.say(platform, format_args!("resized to {nr_sectors} sectors"));
         let (tag, is_connected) = (Tag::Written(vbd.id), vbd.handshake.is_connected());

@@ -56,8 +56,8 @@ pub(crate) struct Device {
     /// `target=`, as it was last obeyed.
     pub(crate) params: Vec<u8>,
     pub(crate) disk: DiskId,
-    /// Its size in sectors, as the transaction that publishes it has it.
-    pub(crate) published: u64,
+    /// Its size in sectors, as its frontend is told of it; `None` before it is published.
+    pub(crate) published: Option<u64>,
     pub(crate) access: Access,
     pub(crate) discards: Discards,
     pub(crate) grants: GrantUse,

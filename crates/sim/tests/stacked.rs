@@ -561,6 +561,23 @@ fn it_grows_with_what_it_is_on() {
 }
 
 #[test]
+fn a_part_that_has_nothing_left_is_told_when_it_has_something_again() {
+    let spec = DiskSpec::new("xvdb", "ram,size=1M");
+    let (mut lab, server, upstream, _) = stacked(1, "", &spec);
+    let guest = lab.create_guest();
+    let disk = lab.attach(guest, "xvda", "vbd/xvdb,offset=512K");
+    let sectors = format!("{}/sectors", disk.backend_path());
+    let xs = lab.machine().xs(server);
+    for (nr_upstream, nr_sectors) in [("1024", 0), ("512", 0), ("2048", 1024), ("1032", 8)] {
+        for (key, value) in [("sectors", nr_upstream), ("state", "4")] {
+            xs.write(&format!("{}/{key}", upstream.backend_path()), value).unwrap();
+        }
+        lab.run_for(Duration::from_secs(1));
+        assert_eq!(lab.machine().xs(guest).number(&sectors), Some(nr_sectors), "{nr_upstream}");
+    }
+}
+
+#[test]
 fn what_fails_upstream_fails_here_alone() {
     for seed in seeds(3) {
         let spec = DiskSpec::new("xvdb", "ram,size=2M");
