@@ -13,7 +13,7 @@ mod byhand;
 
 use std::time::Duration;
 
-use backend::Backend;
+use backend::{Backend, free_pages, lines_with, run};
 use blkfront::Disk;
 use blkif::{Abi, IndirectOp, Segment, Status};
 use byhand::ByHand;
@@ -41,14 +41,6 @@ fn assert_clean(lab: &mut Lab, nr_free_pages: u64) {
     assert_eq!(list.lines().find(busy), None);
 }
 
-/// What the domain says that its pool has.
-fn free_pages(lab: &Lab) -> u64 {
-    let path = format!("/local/domain/{}/data/usage", lab.domid());
-    let usage = lab.machine().xs(DomId(0)).read(&path).unwrap();
-    let free = usage.split(' ').find_map(|word| word.strip_prefix("free_pages="));
-    free.unwrap().parse().unwrap()
-}
-
 #[test]
 fn every_byte_goes_through() {
     for seed in seeds(4) {
@@ -65,11 +57,6 @@ fn every_byte_goes_through() {
         lab.destroy(guest);
         assert_clean(&mut lab, nr_free);
     }
-}
-
-/// Lines of our own console that contain `text`.
-fn lines_with(lab: &Lab, text: &str) -> usize {
-    lab.machine().console().iter().filter(|line| line.contains(text)).count()
 }
 
 #[test]
@@ -461,6 +448,49 @@ fn what_is_let_go_is_flushed_first() {
 }
 
 #[test]
+fn what_is_in_flight_at_a_detach_is_answered_and_what_is_asked_then_fails() {
+    for seed in seeds(3) {
+        println!("SIM_SEED={seed}");
+        let mut lab = Lab::new(seed).cmdline("disk=far,vbd,dev=xvdb").start();
+        let nr_free = free_pages(&lab);
+        let server = lab.create_server("");
+        let upstream = lab.serve(server, &DiskSpec::new("xvdb", "ram,size=1M"));
+        let target = ["far", "far,cow"][usize::try_from(seed % 2).unwrap()];
+        let guest = lab.create_guest();
+        let disk = lab.attach(guest, "xvda", target);
+        let mut guest = ByHand::connected(&mut lab, disk, Abi::X86_64, 2048);
+        lab.pause_server(server);
+        let pages = [(); 9].map(|()| guest.page(GrantAccess::ReadWrite));
+        let push = |guest: &mut ByHand, n: u64| {
+            let (_, gref) = pages[usize::try_from(n).unwrap()];
+            let transfer = byhand::transfer(n * 8, &[byhand::segment(gref, 0, 7)]);
+            let is_read = n.is_multiple_of(2);
+            let op = if is_read { blkif::Operation::Read } else { blkif::Operation::Write };
+            guest.push(op(transfer));
+            guest.publish();
+        };
+        (0..8).for_each(|n| push(&mut guest, n));
+        lab.run_for(Duration::from_millis(10));
+        let detach = lab.begin(Operation::detach(lab.machine(), upstream, Detach::Polite));
+        lab.run_for(Duration::from_millis(100));
+        push(&mut guest, 8);
+        lab.run_for(Duration::from_millis(100));
+        assert_eq!(guest.responses(), []);
+        assert_eq!(lines_with(&lab, "upstream xvdb is gone"), 0);
+
+        lab.unpause_server(server);
+        lab.run_until("the end", |lab| lines_with(lab, "upstream xvdb is gone") == 1);
+        let how: Vec<Status> = guest.responses().iter().map(|answer| answer.status).collect();
+        assert_eq!(how[..8], [Status::OKAY; 8]);
+        assert_eq!(how[8..], [Status::ERROR]);
+        lab.finish(detach).unwrap();
+        assert_eq!(lines_with(&lab, ", 1 flushes"), 1, "{}", lab.report());
+        lab.destroy(disk.frontend);
+        assert_clean(&mut lab, nr_free);
+    }
+}
+
+#[test]
 fn a_backend_that_stands_still_holds_nobody_up() {
     for seed in seeds(4) {
         let spec = DiskSpec::new("xvdb", "ram,size=2M");
@@ -700,21 +730,6 @@ fn without_room_for_it_there_is_no_ring() {
         lab.try_detach(upstream, Detach::Polite).unwrap();
         assert_clean(&mut lab, nr_free);
     }
-}
-
-/// Has dom0 run a command: the answer's body, or the sentence of its error.
-fn run(lab: &mut Lab, command: &str) -> Result<String, String> {
-    let xs = lab.machine().xs(DomId(0));
-    let data = format!("/local/domain/{}/data", lab.domid());
-    let (request, response) = (format!("{data}/request"), format!("{data}/response"));
-    let id = lab.rng().below(1 << 40);
-    xs.write(&request, format!("{id} {command}")).unwrap();
-    lab.settle();
-    let answer = xs.read(&response).unwrap();
-    xs.write(&request, format!("{id} part 0")).unwrap();
-    lab.settle();
-    let (head, body) = answer.split_once('\n').unwrap();
-    if head == format!("{id} 1/1 ok") { Ok(body.into()) } else { Err(body.into()) }
 }
 
 #[test]

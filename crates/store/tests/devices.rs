@@ -578,6 +578,42 @@ fn what_is_under_way_when_the_device_goes_is_gone() {
 }
 
 #[test]
+fn a_device_that_is_to_go_ends_what_is_open_and_takes_nothing_new() {
+    let mut lab = Lab::with(|fake| fake.max_requests = 1);
+    let mut disk = lab.disk();
+    let read = begin(&mut disk, &mut lab, 0, 8).unwrap();
+    let write = begin_write(&mut disk, &mut lab, 8, &data(1)).unwrap();
+    // Its frames are taken.
+    let all = begin(&mut disk, &mut lab, 0, 8 * (NR_FRAMES - 2)).unwrap();
+    assert_eq!(begin(&mut disk, &mut lab, 0, 8).map(|_| ()), Err(StoreError::Busy));
+    assert!(!lab.pump());
+
+    lab.device.borrow_mut().refuse();
+    assert!(lab.pump(), "there is an answer to what was busy");
+    assert!(!lab.pump());
+    assert_eq!(begin(&mut disk, &mut lab, 0, 8).map(|_| ()), Err(GONE));
+    assert_eq!(disk.flush(&mut lab.pool).map(|_| ()), Err(GONE));
+    disk.end_read(&mut lab.pool, all);
+    let write = later(disk.commit_write(&mut lab.pool, write));
+    // One at a time.
+    lab.finish();
+    lab.finish();
+    assert_eq!(
+        device::resume(&mut disk, &mut lab, read, 0, 8).map(|(_, read)| read),
+        Ok(bytes(0, 8))
+    );
+    assert_eq!(disk.conclude(&mut lab.pool, write), Ok(Progress::Done));
+    lab.assert_clean();
+
+    // It is there after all, as another one.
+    let gone = lab.device.borrow_mut().disconnect();
+    lab.device.borrow_mut().connect(Fake::new(lab.pool.memory()));
+    assert!(gone.is_some() && lab.pump());
+    assert_eq!(device::read(&mut disk, &mut lab, 0, 8), bytes(0, 8));
+    lab.assert_clean();
+}
+
+#[test]
 fn there_is_no_disk_before_there_was_a_device() {
     let device = Rc::new(RefCell::new(Shared::<Fake>::new()));
     assert_eq!(device.borrow().geometry(), None);

@@ -154,7 +154,7 @@ impl<P: Platform> Domain<P> {
             Action::Resize => self.inquire_upstream(platform, device, About::Size),
             Action::Write(state) => self.write_upstream_state(platform, device, state),
             Action::Drain => {
-                self.drain_upstream(platform, device);
+                self.drain_upstream(device);
                 Outcome::Done
             }
             Action::Abandon => {

@@ -155,15 +155,22 @@ impl<P: Platform> Domain<P> {
         }
     }
 
-    /// Takes no new requests. What is in flight has failed for who asked; it is waited for all the
-    /// same, and a flush behind it, since it may be data that was acknowledged.
-    pub(super) fn drain_upstream(&mut self, platform: &mut P, device: VirtualDevice) {
+    /// Takes no new requests. What is in flight goes on, and who asked is told how it went, which is
+    /// seen at the end of a step.
+    pub(super) fn drain_upstream(&mut self, device: VirtualDevice) {
+        let Some(upstream) = self.upstreams.get_mut(device) else { return };
+        upstream.shared.borrow_mut().refuse();
+        upstream.draining = true;
+    }
+
+    /// Nothing is in flight any more. A flush is the last, since what was acknowledged may not be
+    /// durable.
+    pub(super) fn flush_upstream(&mut self, platform: &mut P, device: VirtualDevice) {
         let Some(upstream) = self.upstreams.get_mut(device) else { return };
         upstream.leave();
-        upstream.draining = true;
         if let Some(frontend) = &mut upstream.leaving {
             if frontend.flushing() == Flushing::Offered {
-                // Where the ring is full, it is full of what nobody was told is done.
+                // The ring is empty: it is refused where that is broken, which is seen as well.
                 let _ = Device::submit(frontend, Tag(u64::MAX), store::Request::Flush);
             }
             if let Some(port) = frontend.publish() {

@@ -75,11 +75,14 @@ impl<P: Platform> Domain<P> {
             }
             broken = frontend.broken();
         }
+        let is_over = upstream.draining && shared.nr_open() == 0;
         drop(shared);
-        if let Some(broken) = broken.filter(|_| upstream.is_connected()) {
+        if let Some(broken) = broken.filter(|_| upstream.is_connected() || upstream.draining) {
             upstream.say(platform, format_args!("{broken}"));
             upstream.handle(Event::Broken);
             self.proceed_upstream(platform, device);
+        } else if is_over {
+            self.flush_upstream(platform, device);
         } else if has_news {
             self.ready_upstream(Ground::Vbd(device));
         }

@@ -1,5 +1,4 @@
-//! A backend of an upstream disk that does what its test says and nothing by itself: it writes its
-//! keys and states one by one, and maps what it is granted. It never answers a request.
+//! What tests of upstream disks share: a backend by hand, and what dom0 is told.
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a test may")]
@@ -8,9 +7,10 @@ use std::fmt;
 
 use sim::toolstack::{self, Detach, Device, DiskSpec, DomainKind, Operation};
 use sim::{GrantAccess, Lab, Machine, Xs};
-use xen_abi::{EvtchnPort, GrantHandle, GrantRef};
+use xen_abi::{DomId, EvtchnPort, GrantHandle, GrantRef};
 
-/// The backend.
+/// A backend that does what its test says and nothing by itself: it writes its keys and states one by
+/// one, and maps what it is granted. It never answers a request.
 pub struct Backend {
     machine: Machine,
     xs: Xs,
@@ -93,4 +93,32 @@ impl Backend {
             self.machine.grants().unmap(self.device.backend, handle).unwrap();
         }
     }
+}
+
+/// What the domain says that its pool has.
+pub fn free_pages(lab: &Lab) -> u64 {
+    let path = format!("/local/domain/{}/data/usage", lab.domid());
+    let usage = lab.machine().xs(DomId(0)).read(&path).unwrap();
+    let free = usage.split(' ').find_map(|word| word.strip_prefix("free_pages="));
+    free.unwrap().parse().unwrap()
+}
+
+/// Lines of our own console that contain `text`.
+pub fn lines_with(lab: &Lab, text: &str) -> usize {
+    lab.machine().console().iter().filter(|line| line.contains(text)).count()
+}
+
+/// Has dom0 run a command: the answer's body, or the sentence of its error.
+pub fn run(lab: &mut Lab, command: &str) -> Result<String, String> {
+    let xs = lab.machine().xs(DomId(0));
+    let data = format!("/local/domain/{}/data", lab.domid());
+    let (request, response) = (format!("{data}/request"), format!("{data}/response"));
+    let id = lab.rng().below(1 << 40);
+    xs.write(&request, format!("{id} {command}")).unwrap();
+    lab.settle();
+    let answer = xs.read(&response).unwrap();
+    xs.write(&request, format!("{id} part 0")).unwrap();
+    lab.settle();
+    let (head, body) = answer.split_once('\n').unwrap();
+    if head == format!("{id} 1/1 ok") { Ok(body.into()) } else { Err(body.into()) }
 }

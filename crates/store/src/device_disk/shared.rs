@@ -22,6 +22,8 @@ const MAX_OPERATIONS: usize = 1024;
 pub struct Shared<D: Device> {
     /// `None` before it is connected, and when it is gone.
     device: Option<D>,
+    /// It is about to go.
+    is_leaving: bool,
     /// What it said of itself when it was let go, and its longest buffer.
     said: (Geometry, Flushing),
     max_sectors: u64,
@@ -115,6 +117,7 @@ impl<D: Device> Shared<D> {
     pub const fn new() -> Self {
         Self {
             device: None,
+            is_leaving: false,
             said: (NO_DISK, Flushing::No),
             max_sectors: 0,
             operations: Vec::new(),
@@ -131,12 +134,18 @@ impl<D: Device> Shared<D> {
     pub fn connect(&mut self, device: D) {
         debug_assert!(self.device.is_none(), "a device is connected twice");
         self.device = Some(device);
-        self.news = true;
+        (self.is_leaving, self.news) = (false, true);
     }
 
     /// The device while it is connected: to have it send what was submitted, or be resized.
     pub const fn device(&mut self) -> Option<&mut D> {
         self.device.as_mut()
+    }
+
+    /// Takes nothing new from now on, as if the device were gone. What is open goes on: once
+    /// [nothing](Self::nr_open) is, the device can be let go, and nobody has lost anything.
+    pub const fn refuse(&mut self) {
+        self.is_leaving = true;
     }
 
     /// Lets the device go. What it has not completed has failed ([`Failure::Gone`]), and what was
@@ -178,6 +187,9 @@ impl<D: Device> Shared<D> {
 
     /// Whether there is room for an operation with a buffer of so many sectors, or never will be.
     fn has_room(&mut self, nr_sectors: u32) -> bool {
+        if self.is_leaving {
+            return true;
+        }
         if self.nr_open >= MAX_OPERATIONS {
             return false;
         }
@@ -254,7 +266,8 @@ impl<D: Device> Shared<D> {
     }
 
     fn try_reserve(&mut self, request: Request<u32>, nr_sectors: u32) -> Result<Token, StoreError> {
-        let (nr, max) = (nr_sectors.into(), self.device.as_ref().ok_or(GONE)?.max_sectors());
+        let device = self.device.as_ref().filter(|_| !self.is_leaving).ok_or(GONE)?;
+        let (nr, max) = (nr_sectors.into(), device.max_sectors());
         if nr > max {
             return Err(if max == 0 { GONE } else { StoreError::TooLong { nr, max } });
         }
