@@ -152,8 +152,8 @@ pub enum Unusable {
     /// It has no blocks: it is not active.
     #[error("it is not active")]
     Inactive,
-    /// FLBAS names a format that is not there.
-    #[error("its format {format} is none of 0 to {last}")]
+    /// FLBAS names a format that is not there, or past the first 16.
+    #[error("its format {format} is none of 0 to {last}, or past 15")]
     Format {
         /// FLBAS.
         format: u8,
@@ -197,8 +197,10 @@ impl Disk {
         if nr_blocks == 0 {
             return Err(Unusable::Inactive);
         }
-        let (format, last) = (data[26] & 0xf, data[25]);
-        if format > last {
+        // 2.0 has 64 formats, and the upper part of their numbers in bits that were 0 before. Those from
+        // the 17th on lie behind what is looked at.
+        let (format, last) = (data[26] & 0xf | (data[26] & 0x60) >> 1, data[25]);
+        if format > last.min(15) {
             return Err(Unusable::Format { format, last });
         }
         let lbaf = u32_at(data, 128 + 4 * usize::from(format)).to_le_bytes();

@@ -134,6 +134,8 @@ fn a_namespace_that_cannot_be_used_is_named_with_the_reason() {
             vec![(0, (1u64 << 51 | 1).to_le_bytes().to_vec()), (130, vec![12])],
             vec![(0, vec![0; 8])],
             vec![],
+            // The 17th format, the upper part of whose number stands apart.
+            vec![(26, vec![0x20]), (25, vec![31])],
         ];
         for (nsid, identify) in (2..).zip(odd) {
             device.namespaces.push(SimNamespace { identify, ..SimNamespace::new(nsid, 9, 8) });
@@ -159,6 +161,7 @@ fn a_namespace_that_cannot_be_used_is_named_with_the_reason() {
         (7, Err(Unusable::TooLarge { nr_blocks: 1 << 51 | 1, shift: 12 })),
         // The eighth has no blocks, and is not active.
         (9, Err(Unusable::Status(Status { sct: 0, sc: 0x82 }))),
+        (10, Err(Unusable::Format { format: 16, last: 31 })),
     ];
     assert_eq!(found, expected);
     assert_eq!(lab.controller.disk(NamespaceId(2)), None);
