@@ -3,7 +3,7 @@
 use alloc::string::String;
 use core::fmt;
 
-use catalog::{Ground, VirtualDevice};
+use catalog::{Ground, Namespace, VirtualDevice};
 use store::StoreError;
 
 use crate::disks::HeldBy;
@@ -36,6 +36,8 @@ pub(crate) enum Refusal {
     TooMany(usize),
     #[error("upstream {device} is not connected: {state}")]
     NotConnected { device: VirtualDevice, state: String },
+    #[error("{0} is gone")]
+    Gone(Namespace),
     #[error("{} is in use there: {by}", Titled(*device))]
     UpstreamHeld { device: Ground, by: HeldBy },
     #[error("{} is in use there: {name} stands on it", Titled(*device))]
@@ -81,7 +83,7 @@ impl Refusal {
             | Self::UpstreamBase { .. }
             | Self::AtWork(_)
             | Self::Ending => EBUSY,
-            Self::NotConnected { .. } => ENXIO,
+            Self::NotConnected { .. } | Self::Gone(_) => ENXIO,
             Self::ReadOnly(_) => EROFS,
             Self::TooMany(_)
             | Self::TooManyUpstreams(_)

@@ -23,6 +23,7 @@ pub struct OwnDisk(Rc<RefCell<State>>);
 struct State {
     bytes: Vec<u8>,
     fails: bool,
+    is_gone: bool,
 }
 
 impl OwnDisk {
@@ -32,12 +33,18 @@ impl OwnDisk {
         Self(Rc::new(RefCell::new(State {
             bytes: vec![0; nr_sectors * SECTOR_SIZE],
             fails: false,
+            is_gone: false,
         })))
     }
 
     /// From now on every request fails, or none.
     pub fn set_fails(&self, fails: bool) {
         self.0.borrow_mut().fails = fails;
+    }
+
+    /// From now on it is gone.
+    pub fn go(&self) {
+        self.0.borrow_mut().is_gone = true;
     }
 
     /// What is on it.
@@ -114,7 +121,7 @@ impl Device for OwnDevice {
     }
 
     fn max_sectors(&self) -> u64 {
-        MAX_SECTORS.into()
+        if self.disk.0.borrow().is_gone { 0 } else { MAX_SECTORS.into() }
     }
 
     fn reserve(&mut self, nr_sectors: u32) -> Option<OwnBuffer> {
@@ -131,6 +138,9 @@ impl Device for OwnDevice {
     }
 
     fn submit(&mut self, tag: Tag, request: Request<OwnBuffer>) -> Result<(), Refused<OwnBuffer>> {
+        if self.disk.0.borrow().is_gone {
+            return Err(Refused { reason: Failure::Gone.into(), request });
+        }
         if self.over.len() >= 32 {
             return Err(Refused { reason: Refusal::Full { max: 32 }, request });
         }

@@ -99,3 +99,27 @@ fn its_errors_are_the_guests() {
     assert!(closed.ends_with(" more before)"), "{closed}");
     lab.destroy(guest);
 }
+
+#[test]
+fn nobody_is_attached_to_one_that_is_gone() {
+    let (mut lab, namespace) = lab(1, "disk=left,nvme0n1,size=1M");
+    let guests = [(); 2].map(|()| lab.create_guest());
+    let disk = connect(&mut lab, guests[0], "xvda", "left");
+    namespace.go();
+    lab.frontend(disk).expect(Expect::Failures);
+    lab.random_io(disk, 50);
+    let beside = connect(&mut lab, guests[0], "xvdb", "nvme0n2");
+    lab.random_io(beside, 50);
+    assert_eq!(lab.frontend(beside).answers().failed, 0);
+    lab.destroy(guests[0]);
+    for (vdev, devid, target) in
+        [("xvda", 51712, "left"), ("xvdb", 51728, "nvme0n1"), ("xvdc", 51744, "nvme0n1,cow")]
+    {
+        lab.try_attach(guests[1], &DiskSpec::new(vdev, target)).unwrap_err();
+        let guest = guests[1];
+        let line = format!("vbd {guest}/{devid}: cannot serve target={target}: nvme0n1 is gone");
+        let console = lab.machine().console();
+        assert!(console.contains(&line), "{line}: {console:#?}");
+    }
+    lab.destroy(guests[1]);
+}

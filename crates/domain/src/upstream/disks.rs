@@ -3,7 +3,7 @@
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use catalog::{Cow, Ground, Name, Upstream, VirtualDevice};
+use catalog::{Cow, Ground, Name, Namespace, Upstream, VirtualDevice};
 use store::{Access, DeviceDisk, Disk, Overlay, Slice};
 
 use crate::create::{pages, sectors};
@@ -43,6 +43,7 @@ impl<P: Platform> Domain<P> {
                 DeviceDisk::new(&upstream.shared, slice, access)?
             }
             Ground::Namespace(namespace) => {
+                self.check_there(namespace)?;
                 let shared = find_namespace(&self.namespaces, namespace);
                 let shared = shared.ok_or_else(|| Refusal::Unknown(namespace.to_string()))?;
                 DeviceDisk::new(shared, slice, access)?
@@ -127,13 +128,24 @@ impl<P: Platform> Domain<P> {
 
     /// Whether what a disk is on is there.
     pub(crate) fn check_connected(&self, id: DiskId) -> Result<(), Refusal> {
-        let extent = self.disks.get(id).and_then(|entry| entry.extent);
-        let upstream = extent.and_then(|extent| self.upstreams.under(extent.device));
+        let Some(extent) = self.disks.get(id).and_then(|entry| entry.extent) else { return Ok(()) };
+        let upstream = match extent.device {
+            Ground::Vbd(device) => self.upstreams.get(device),
+            Ground::Namespace(namespace) => return self.check_there(namespace),
+        };
         match upstream {
             Some(upstream) if !upstream.is_connected() => Err(Refusal::NotConnected {
                 device: upstream.device,
                 state: upstream.describe_state(),
             }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a namespace is not gone: its controller has no buffers then.
+    fn check_there(&self, namespace: Namespace) -> Result<(), Refusal> {
+        match find_namespace(&self.namespaces, namespace) {
+            Some(shared) if shared.borrow().max_sectors() == 0 => Err(Refusal::Gone(namespace)),
             _ => Ok(()),
         }
     }

@@ -23,7 +23,7 @@ use core::fmt;
 use core::time::Duration;
 
 use blkfront::{Event, Frontend, GrantTable, Handshake, Retired, Ring};
-use catalog::{Ground, Namespace, VirtualDevice};
+use catalog::{Namespace, VirtualDevice};
 use store::{Device, Shared};
 use xen_abi::{DomId, EvtchnPort, Instant, SharedMemory, XenbusState};
 
@@ -215,15 +215,6 @@ impl<M: SharedMemory> Upstreams<M> {
     #[inline(never)]
     pub(crate) fn get(&self, device: VirtualDevice) -> Option<&Upstream<M>> {
         self.0.iter().find(|upstream| upstream.device == device)
-    }
-
-    #[inline(never)]
-    /// The one that a disk is on.
-    pub(crate) fn under(&self, ground: Ground) -> Option<&Upstream<M>> {
-        match ground {
-            Ground::Vbd(device) => self.get(device),
-            Ground::Namespace(_) => None,
-        }
     }
 
     pub(crate) fn get_mut(&mut self, device: VirtualDevice) -> Option<&mut Upstream<M>> {
