@@ -428,6 +428,23 @@ fn one_that_comes_at_the_end_keeps_nobody() {
 }
 
 #[test]
+fn one_that_vanishes_at_the_end_keeps_nobody() {
+    let spec = DiskSpec::new("xvdb", "ram,size=1M");
+    let (mut lab, server, upstream, _) = stacked(1, "", &spec);
+    let guest = lab.create_guest();
+    let disk = lab.attach(guest, "xvda", "vbd/xvdb");
+    lab.detach(disk);
+    // Its flush is waited for.
+    lab.pause_server(server);
+    lab.shutdown();
+    lab.run_for(Duration::from_secs(1));
+    assert_eq!(lab.ended(), None);
+    lab.destroy_server(server);
+    lab.machine().xs(DomId(0)).rm(&upstream.frontend_path()).unwrap();
+    lab.run_until("the end", |lab| lab.ended().is_some());
+}
+
+#[test]
 fn what_is_let_go_is_flushed_first() {
     let spec = DiskSpec::new("xvdb", "ram,size=1M");
     let (mut lab, server, upstream, _) = stacked(1, "disk=far,vbd,dev=xvdb", &spec);

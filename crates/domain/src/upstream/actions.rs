@@ -121,7 +121,10 @@ impl<P: Platform> Domain<P> {
             }
         }
         let now = platform.now();
-        let Some(upstream) = self.upstreams.get_mut(device) else { return };
+        // One that vanished may be looked for no longer, and have been the last.
+        let Some(upstream) = self.upstreams.get_mut(device) else {
+            return self.end_if_drained(platform);
+        };
         if !upstream.handshake.is_closing() {
             upstream.closing_until = None;
         } else if upstream.closing_until.is_none() {
