@@ -39,7 +39,8 @@ impl<R: Registers, M: SharedMemory> Device for NamespaceDevice<R, M> {
     }
 
     fn max_sectors(&self) -> u64 {
-        self.controller.borrow().max_sectors()
+        let controller = self.controller.borrow();
+        controller.disk(self.nsid).map_or(0, |_| controller.max_sectors())
     }
 
     fn reserve(&mut self, nr_sectors: u32) -> Option<Buffer> {

@@ -231,6 +231,7 @@ fn nobody_waits_for_the_turn_of_a_namespace_that_is_lost() {
         disks.bus.device().run_admin();
     }
     assert_eq!(disks.controller.borrow().disk(NamespaceId(1)), None);
+    assert_eq!((lost.max_sectors(), stays.max_sectors()), (0, 23 * 8));
     assert!(stays.reserve(8).is_some());
 }
 
