@@ -5,17 +5,18 @@ import re
 import time
 from pathlib import Path
 
-from ..dom0 import images
+from ..dom0 import disks, images
 from ..dom0.domain import PATIENCE, Granary
 from ..dom0.lab import Lab
 from ..dom0.scenario import scenario
-from ..dom0.xen import Mismatch, expect, xl
+from ..dom0.xen import Mismatch, eventually, expect, xl
 from ..soak.actor import Actor, Stage
 from ..soak.ledger import Ledger
-from ..soak.tenant import Tenant
+from ..soak.tenant import UPSTREAM, UPSTREAM_MIB, Tenant, TenantUpstream
 from ..soak.trouble import Attacker, Daemons, Operator
 
-NR_TENANTS = 3
+# One of them upstream: see TenantUpstream.
+NR_TENANTS_IN_RAM = 2
 ROUND_MINUTES = 10
 # Of dom0's clock, which may run ahead of the wall's when the machine idles.
 LIMIT = 7 * 24 * 3600
@@ -32,8 +33,11 @@ def chaos(lab: Lab):
     lab.note(f"seed {seed}, {minutes:g} minutes")
     start = _wall_seconds()
     [image] = images.unpacked("gold.qcow2")
-    granary = Granary.create("granary-soak", memory=384, ramdisk=str(image), cmdline="disk=gold,module=0")
+    upstream = images.empty("soak.img", UPSTREAM_MIB)
+    disk = disks.blkback("xvdb", str(upstream))
+    granary = Granary.create("granary-soak", memory=384, ramdisk=str(image), cmdline=f"disk=gold,module=0 disk=up,{UPSTREAM}", disk=[str(disk)])
     images.remove(image)
+    eventually("it has its upstream disk", lambda: granary.disk("up")["sectors"] > 0)
     ledger = Ledger.now(granary)
     stage = Stage(lab, granary)
     number = 0
@@ -50,14 +54,16 @@ def chaos(lab: Lab):
     lab.figure("Granary's uptime, by dom0's clock", _uptime_seconds(granary) / 60, "minutes")
     lab.figure("peak heap", granary.usage().heap_peak_bytes / 1024, "KiB")
     granary.shutdown()
+    images.remove(upstream)
 
 
 def _round(stage: Stage, seed: str, until: float) -> None:
     """Lets everybody act until then; raises if anybody found something wrong."""
     stage.over.clear()
-    tenants = [Tenant(f"tenant{number}", stage, seed) for number in range(1, NR_TENANTS + 1)]
-    others = [disk for tenant in tenants for disk in tenant.own]
-    operator = Operator("operator", stage, seed, others)
+    in_ram = [Tenant(f"tenant{number}", stage, seed) for number in range(1, NR_TENANTS_IN_RAM + 1)]
+    tenants = [*in_ram, TenantUpstream("upstream", stage, seed)]
+    # A disk that another domain serves is not cloned.
+    operator = Operator("operator", stage, seed, [disk for tenant in in_ram for disk in tenant.own])
     actors: list[Actor] = [*tenants, operator, Attacker("attacker", stage, seed), Daemons("daemons", stage, seed)]
     for actor in actors:
         actor.start()

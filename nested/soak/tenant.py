@@ -12,11 +12,16 @@ MEMORY_MIB = 128
 KEEP_MIB = 4
 WORK_MIB = 16
 
+UPSTREAM = "vbd,dev=xvdb"
+"""A disk of Granary's own, of UPSTREAM_MIB: the first megabytes are one tenant's, the last are under overlays."""
+UPSTREAM_MIB = KEEP_MIB + WORK_MIB + 8
+
 SCRATCH = [
     "ram,size=8M",
     "ram,size=64M,cap=8M",
     "ram,size=8M,block=4096",
     "gold,cow,cap=16M",
+    f"vbd/xvdb,cow,cap=16M,offset={KEEP_MIB + WORK_MIB}M,size=8M",
 ]
 """What is attached and detached in the course of a life. Each has room for SCRATCH_MIB."""
 SCRATCH_MIB = 4
@@ -34,8 +39,12 @@ class Tenant(Actor):
         super().__init__(name, stage, seed)
         self._kept: str | None = None
         self._lives = 0
-        for disk, mib in ((self._keep, KEEP_MIB), (self._work, WORK_MIB)):
-            stage.control("create", disk, f"ram,size={mib}M")
+        for disk, offset, size in ((self._keep, 0, KEEP_MIB), (self._work, KEEP_MIB, WORK_MIB)):
+            stage.control("create", disk, self._make(offset, size))
+
+    def _make(self, _offset: int, size: int) -> str:
+        """What a disk of its own is: where it would begin among all of them, and its size, in MiB."""
+        return f"ram,size={size}M"
 
     @property
     def _keep(self) -> str:
@@ -160,3 +169,10 @@ class Tenant(Actor):
         self.pause(2)
         guest.start("echo c > /proc/sysrq-trigger")
         eventually(f"{guest.name} is gone", lambda: not guest.listed(), PATIENCE)
+
+
+class TenantUpstream(Tenant):
+    """One whose disks are parts of a disk that another domain serves to Granary."""
+
+    def _make(self, offset: int, size: int) -> str:
+        return f"{UPSTREAM},offset={offset}M,size={size}M"
