@@ -463,7 +463,7 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
             }
             Progress::Done => {
                 let (part, rest) = range.split(self.media.disk.discard_unit_sectors());
-                self.stats.nr_sectors_discarded += part.nr();
+                self.stats.count_discarded(part.nr());
                 if let Some(rest) = rest {
                     self.next = Next::Work;
                     State::Discarding(rest, discard)

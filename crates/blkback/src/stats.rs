@@ -59,7 +59,7 @@ pub struct Stats {
     pub nr_sectors_read: u64,
     /// Sectors written by them.
     pub nr_sectors_written: u64,
-    /// Sectors given up by them.
+    /// Sectors given up by them; the most that can be counted where there were more.
     pub nr_sectors_discarded: u64,
     /// Requests that were answered ERROR or EOPNOTSUPP.
     pub nr_errors: u64,
@@ -68,6 +68,14 @@ pub struct Stats {
     /// Segments of each read, write, flush and barrier, direct or indirect, whose segments passed
     /// their check, whatever came of it. A flush or barrier that has none is not counted.
     pub segments: Histogram,
+}
+
+impl Stats {
+    /// Counts sectors that were given up. A frontend has it cost nothing to give up a large disk again
+    /// and again: this is the one count that it could have overflow.
+    pub(crate) const fn count_discarded(&mut self, nr_sectors: u64) {
+        self.nr_sectors_discarded = self.nr_sectors_discarded.saturating_add(nr_sectors);
+    }
 }
 
 impl core::ops::AddAssign for Stats {
@@ -80,11 +88,11 @@ impl core::ops::AddAssign for Stats {
             (&mut self.nr_discards, other.nr_discards),
             (&mut self.nr_sectors_read, other.nr_sectors_read),
             (&mut self.nr_sectors_written, other.nr_sectors_written),
-            (&mut self.nr_sectors_discarded, other.nr_sectors_discarded),
             (&mut self.nr_errors, other.nr_errors),
         ] {
             *count += more;
         }
+        self.count_discarded(other.nr_sectors_discarded);
         self.at_hand += other.at_hand;
         self.segments += other.segments;
     }

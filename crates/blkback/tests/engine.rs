@@ -406,6 +406,20 @@ fn a_barrier_comes_between_what_is_before_it_and_what_is_after() {
     assert_eq!(lab.read(8, 8), [3; PAGE_SIZE]);
 }
 
+/// A frontend may discard a disk that is empty, and large, as often as it likes.
+#[test]
+fn sectors_that_are_discarded_are_counted_as_far_as_that_goes() {
+    let mut lab = Lab::new();
+    lab.queue.stats.nr_sectors_discarded = u64::MAX - 3;
+    let discard = Operation::Discard { sector: Sector(0), nr_sectors: 8, secure: false };
+    assert_eq!([lab.serve(discard), lab.serve(discard)], [OKAY, OKAY]);
+    let mut sum = lab.queue.stats;
+    assert_eq!((sum.nr_discards, sum.nr_sectors_discarded), (2, u64::MAX));
+    // Of all rings.
+    sum += lab.queue.stats;
+    assert_eq!((sum.nr_discards, sum.nr_sectors_discarded), (4, u64::MAX));
+}
+
 #[test]
 fn a_discard_gives_memory_back_and_a_long_one_takes_several_turns() {
     let mut lab = Lab::new();
