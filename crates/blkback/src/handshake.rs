@@ -73,7 +73,8 @@ pub enum Action {
     /// Read the frontend's keys, map its ring, bind its port; then [`Event::Connected`],
     /// [`Event::NotConnected`], or [`Event::Disk`] where another vbd has the disk.
     Connect,
-    /// Answer what is in flight, unmap the ring, close the port.
+    /// Answer what is in flight, where that is [of use](Handshake::takes_answers), unmap the ring,
+    /// close the port.
     Disconnect,
     /// Write our `state` node.
     Write(XenbusState),
@@ -174,6 +175,14 @@ impl Handshake {
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.phase == Phase::Connected
+    }
+
+    /// Whether a frontend that has closed may still take answers: it waits for our 6 before it uses its
+    /// ring's pages for anything else. Linux goes to 6 with requests in flight, and lets its disk go when
+    /// they are answered (`blkfront_closing`, `blkfront_remove`).
+    #[must_use]
+    pub fn takes_answers(&self) -> bool {
+        self.phase != Phase::Gone && self.look.frontend == Some(XenbusState::Closed)
     }
 
     /// Whether it waits for a disk that another vbd has.

@@ -31,7 +31,7 @@ const KEPT_BYTES: usize = 8 * 1024;
 /// Whether an action is behind us.
 pub(crate) enum Outcome {
     Done,
-    /// It waits: for room in xenstore's queue, or for the inquiry under way.
+    /// It waits: for room in xenstore's queue, for the inquiry under way, or for answers.
     Later,
 }
 
@@ -104,6 +104,7 @@ impl<P: Platform> Domain<P> {
             Action::Settle => self.set_timer(platform, key, self.settings.settle, Event::Settled),
             Action::Linger => self.await_closed(platform, key),
             Action::Connect => self.begin_connect(platform, key),
+            Action::Disconnect if self.awaits_answers(platform, key) => Outcome::Later,
             Action::Disconnect => {
                 self.disconnect(platform, key);
                 Outcome::Done

@@ -326,6 +326,13 @@ impl<P: Platform> Domain<P> {
                     self.deadline = Some(self.deadline.map_or(until, |at| at.min(until)));
                 }
             }
+            match vbd.answers_until {
+                Some(until) if until <= now => due.push(vbd.id.key),
+                Some(until) => {
+                    self.deadline = Some(self.deadline.map_or(until, |at| at.min(until)));
+                }
+                None => {}
+            }
             match vbd.timer {
                 Some(timer) if timer.at <= now => {
                     vbd.timer = None;
@@ -374,8 +381,12 @@ impl<P: Platform> Domain<P> {
                     let is_held = |ring: &&mut Ring<_>| ring.next == blkback::Next::Disk;
                     vbd.rings.iter_mut().filter(is_held).for_each(|ring| ring.ready = true);
                 }
+                let is_closing = vbd.answers_until.is_some();
                 if vbd.rings.iter().any(|ring| ring.ready) {
                     self.enqueue(key);
+                }
+                if is_closing {
+                    self.proceed(platform, key);
                 }
             }
             Err(error) => {

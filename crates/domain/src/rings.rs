@@ -16,6 +16,7 @@ use crate::domain::Domain;
 use crate::inquiry::{Inquiry, Subject};
 use crate::platform::Platform;
 use crate::ports::PortUser;
+use crate::upstream::CLOSING_LIMIT;
 use crate::vbd::{Ring, Vbd, VbdKey};
 
 impl<P: Platform> Domain<P> {
@@ -200,6 +201,20 @@ impl<P: Platform> Domain<P> {
         }
     }
 
+    /// Whether there are requests whose answers are to come before a vbd's rings are let go. They have
+    /// some time for that.
+    pub(crate) fn awaits_answers(&mut self, platform: &P, key: VbdKey) -> bool {
+        let now = platform.now();
+        let Some(vbd) = self.vbds.get_mut(&key) else { return false };
+        let is_busy = |ring: &Ring<_>| ring.ready || ring.queue.ring.nr_in_flight() > 0;
+        if !vbd.handshake.takes_answers() || !vbd.rings.iter().any(is_busy) {
+            return false;
+        }
+        let until = *vbd.answers_until.get_or_insert(now.after(CLOSING_LIMIT));
+        self.wake_at(until);
+        now < until
+    }
+
     /// Lets a vbd's rings go. Its frontend will not hear of what is in flight: discards, and what a
     /// device works on. A write may still be carried out there, and whoever connects to the disk next
     /// waits for it.
@@ -208,6 +223,7 @@ impl<P: Platform> Domain<P> {
         if vbd.rings.is_empty() {
             return;
         }
+        vbd.answers_until = None;
         let stats = vbd.stats();
         let mut entry = vbd.disk().and_then(|disk| self.disks.get_mut(disk));
         for Ring { mut queue, max_mapped, .. } in core::mem::take(&mut vbd.rings) {

@@ -126,6 +126,8 @@ pub(crate) struct Vbd<M> {
     /// What the handshake wants done.
     pub(crate) todo: VecDeque<Action>,
     pub(crate) timer: Option<Timer>,
+    /// Until when its rings are kept for answers.
+    pub(crate) answers_until: Option<Instant>,
     /// It stands in the queue of those with work.
     pub(crate) queued: bool,
     /// An error node was written.
@@ -149,6 +151,7 @@ impl<M> Vbd<M> {
             look: true,
             todo: VecDeque::new(),
             timer: None,
+            answers_until: None,
             queued: false,
             has_error: false,
             lines: LineLimit::new(),

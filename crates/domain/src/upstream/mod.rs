@@ -33,8 +33,8 @@ use crate::platform::Platform;
 use crate::text::LineLimit;
 
 /// How long a backend may take for each thing that we wait for at the end: the answers to what is in
-/// flight, and its own states. libxl gives a detach 10 s.
-const CLOSING_LIMIT: Duration = Duration::from_secs(5);
+/// flight, and its own states. Answers to guests have as long. libxl gives a detach 10 s.
+pub(crate) const CLOSING_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long an upstream disk is waited for: by a vbd that is to be attached (libxl waits 10 s for it),
 /// and before the console says that it is missing.
