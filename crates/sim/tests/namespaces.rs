@@ -123,3 +123,23 @@ fn nobody_is_attached_to_one_that_is_gone() {
     }
     lab.destroy(guests[1]);
 }
+
+/// Steps that it takes to serve a guest beside so many others that ask for nothing.
+fn nr_steps_beside(nr_others: usize) -> u64 {
+    let (mut lab, _) = lab(1, "");
+    let guest = lab.create_guest();
+    let disk = connect(&mut lab, guest, "xvda", "nvme0n1,size=1M");
+    for _ in 0..nr_others {
+        let other = lab.create_guest();
+        connect(&mut lab, other, "xvda", "nvme0n1,offset=1M,ro");
+    }
+    let before = lab.nr_steps();
+    lab.random_io(disk, 200);
+    lab.nr_steps() - before
+}
+
+#[test]
+fn who_asks_for_nothing_has_no_turns_for_answers_to_others() {
+    let (alone, beside) = (nr_steps_beside(0), nr_steps_beside(8));
+    assert!(beside < alone * 3 / 2, "{beside} steps beside others, {alone} alone");
+}

@@ -101,16 +101,22 @@ impl<P: Platform> Domain<P> {
         }
     }
 
-    /// Has everybody look again who has a disk on a device, another one first each time: what has
+    /// Has every ring look again that waits for a device, those of another vbd first each time: what has
     /// become free may be enough for one alone. On the way of a request: nothing is allocated.
     fn ready_upstream(&mut self, device: Ground) {
         let nr = self.vbds.len();
         self.first_ready = self.first_ready.wrapping_add(1);
         for n in 0..nr {
-            let Some(vbd) = self.vbds.nth(self.first_ready.wrapping_add(n) % nr) else { continue };
+            let at = self.first_ready.wrapping_add(n) % nr;
+            let Some(vbd) = self.vbds.nth(at).filter(|vbd| self.is_on(vbd.disk(), device)) else {
+                continue;
+            };
             let (key, nr_rings) = (vbd.id.key, vbd.rings.len());
-            if self.is_on(vbd.disk(), device) {
-                (0..nr_rings).for_each(|ring| self.ready(key, ring));
+            for ring in 0..nr_rings {
+                let vbd = self.vbds.nth(at);
+                if vbd.is_some_and(|vbd| vbd.rings[ring].queue.nr_in_flight() > 0) {
+                    self.ready(key, ring);
+                }
             }
         }
     }
