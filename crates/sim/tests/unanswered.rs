@@ -11,7 +11,7 @@ mod byhand;
 use std::time::Duration;
 
 use backend::{Backend, free_pages, lines_with, run};
-use blkif::{Abi, Operation, Status};
+use blkif::{Abi, Operation, Status, layout};
 use byhand::ByHand;
 use sim::toolstack::{Detach, Device, Operation as Toolstack, ToolstackError};
 use sim::{Expect, GrantAccess, Lab};
@@ -142,6 +142,26 @@ fn a_frontend_that_does_not_is_detached_after_5_s() {
     assert_eq!(byhand::state(lab, stuck.disk), Some(XenbusState::Closing));
     assert_eq!(lab.finish(id), Ok(()));
     assert!(lab.machine().now() < began.after(Duration::from_secs(6)));
+    stuck.end();
+}
+
+#[test]
+fn a_ring_that_is_broken_meanwhile_is_let_go_at_once() {
+    let mut stuck = Stuck::new();
+    let lab = &mut stuck.lab;
+    stuck.guest.state(6);
+    lab.run_until("our 5", |lab| byhand::state(lab, stuck.disk) == Some(XenbusState::Closing));
+    let began = lab.machine().now();
+    let (ring, frontend) = (&stuck.guest.rings[0], stuck.disk.frontend);
+    ring.pages[0].store_u32(layout::REQ_PROD, 77);
+    for _ in 0..100 {
+        // The port is gone as soon as it was seen.
+        let _ = lab.machine().events().send(frontend, ring.port);
+        lab.settle();
+    }
+    assert_eq!(byhand::state(lab, stuck.disk), Some(XenbusState::Closed));
+    assert!(lab.machine().now() < began.after(Duration::from_secs(1)));
+    assert_eq!(lines_with(lab, ": ring stopped: "), 1, "{}", lab.report());
     stuck.end();
 }
 
