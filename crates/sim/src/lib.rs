@@ -32,7 +32,7 @@ pub use hostile::Hostile;
 pub use lab::{Lab, LabBuilder, OperationId};
 pub use machine::{Counters, Machine};
 pub use memory::{Access, OwnFrames, Page, Region, STALE_BYTE};
-pub use own_disk::{OwnBuffer, OwnDevice, OwnDisk};
+pub use own_disk::{OwnBuffer, OwnDevice, OwnDisk, OwnPages};
 pub use own_grants::OwnGrants;
 pub use platform::{SimMapping, SimPlatform};
 pub use rng::Rng;

@@ -53,11 +53,30 @@ impl OwnDisk {
         self.0.borrow().bytes.clone()
     }
 
-    /// As the domain has it: with buffers in these frames of its own, a page each.
+    /// As the domain has it.
     #[must_use]
-    pub fn device(&self, memory: &OwnFrames, frames: impl Iterator<Item = Gfn>) -> OwnDevice {
-        let disk = self.clone();
-        OwnDevice { disk, memory: memory.clone(), free: frames.collect(), over: VecDeque::new() }
+    pub fn device(&self, memory: &OwnFrames, pages: &OwnPages) -> OwnDevice {
+        let (disk, pages) = (self.clone(), pages.clone());
+        OwnDevice { disk, memory: memory.clone(), pages, over: VecDeque::new() }
+    }
+}
+
+/// Frames that devices share, as namespaces share those of their controller.
+#[derive(Clone, Debug)]
+pub struct OwnPages(Rc<RefCell<Pages>>);
+
+#[derive(Debug)]
+struct Pages {
+    free: Vec<Gfn>,
+    /// The disk that is to have a buffer before others do.
+    refused: Option<OwnDisk>,
+}
+
+impl OwnPages {
+    /// These frames, a page of a buffer each.
+    #[must_use]
+    pub fn new(frames: impl Iterator<Item = Gfn>) -> Self {
+        Self(Rc::new(RefCell::new(Pages { free: frames.collect(), refused: None })))
     }
 }
 
@@ -66,7 +85,7 @@ impl OwnDisk {
 pub struct OwnDevice {
     disk: OwnDisk,
     memory: OwnFrames,
-    free: Vec<Gfn>,
+    pages: OwnPages,
     over: VecDeque<(Tag, Request<OwnBuffer>)>,
 }
 
@@ -125,12 +144,19 @@ impl Device for OwnDevice {
     }
 
     fn reserve(&mut self, nr_sectors: u32) -> Option<OwnBuffer> {
-        let left = self.free.len().checked_sub(nr_sectors.div_ceil(8) as usize)?;
-        Some(OwnBuffer { frames: self.free.split_off(left), nr_sectors })
+        let mut pages = self.pages.0.borrow_mut();
+        let has_turn =
+            |first: &OwnDisk| Rc::ptr_eq(&first.0, &self.disk.0) || first.0.borrow().is_gone;
+        if !pages.refused.as_ref().is_none_or(has_turn) {
+            return None;
+        }
+        let left = pages.free.len().checked_sub(nr_sectors.div_ceil(8) as usize);
+        pages.refused = left.is_none().then(|| self.disk.clone());
+        Some(OwnBuffer { frames: pages.free.split_off(left?), nr_sectors })
     }
 
     fn give_back(&mut self, buffer: OwnBuffer) {
-        self.free.extend(buffer.frames);
+        self.pages.0.borrow_mut().free.extend(buffer.frames);
     }
 
     fn frames(&self, buffer: &OwnBuffer, each: &mut dyn FnMut(Gfn)) {

@@ -143,3 +143,25 @@ fn who_asks_for_nothing_has_no_turns_for_answers_to_others() {
     let (alone, beside) = (nr_steps_beside(0), nr_steps_beside(8));
     assert!(beside < alone * 3 / 2, "{beside} steps beside others, {alone} alone");
 }
+
+#[test]
+fn nobody_sleeps_who_waited_for_pages_of_another_namespace() {
+    for seed in seeds(2) {
+        let lab = (0..20).fold(Lab::new(seed), |lab, _| lab.namespace(&OwnDisk::new(NR_SECTORS)));
+        let mut lab = lab.start();
+        let stays = lab.create_guest();
+        let first = connect(&mut lab, stays, "xvda", "nvme0n1");
+        for nsid in 2..=20 {
+            let guest = lab.create_guest();
+            let second = connect(&mut lab, guest, "xvda", &format!("nvme0n{nsid}"));
+            for _ in 0..5 {
+                lab.frontend(second).want(4);
+                lab.random_io(first, 4);
+            }
+            lab.frontend(second).want(20);
+            lab.frontend(first).want(20);
+            lab.destroy(guest);
+            lab.random_io(first, 1);
+        }
+    }
+}

@@ -9,10 +9,10 @@ use xen_abi::{DomId, Gfn, PAGE_SIZE};
 use super::Lab;
 use super::driver::Driver;
 use crate::toolstack::{self, DomainKind};
-use crate::{Machine, OwnDisk, SimPlatform};
+use crate::{Machine, OwnDisk, OwnPages, SimPlatform};
 
-/// Pages of a namespace's buffers.
-const BUFFER_PAGES: u64 = 64;
+/// Frames of the buffers that namespaces share.
+const BUFFERS: (Gfn, u64) = (Gfn(0x20_0000), 48);
 
 /// A host to be started.
 #[derive(Clone, Debug)]
@@ -90,18 +90,16 @@ impl LabBuilder {
             let len_bytes = file.len_bytes + u64::from(file.at.offset());
             (file.at.gfn(), len_bytes.div_ceil(PAGE_SIZE as u64))
         }));
-        let buffers = |nsid| (Gfn(0x20_0000 + u64::from(nsid) * 2 * BUFFER_PAGES), BUFFER_PAGES);
-        let nsids = 1..=u32::try_from(self.namespaces.len()).unwrap_or(0);
-        all_runs.extend(nsids.clone().map(buffers));
+        all_runs.push(BUFFERS);
         let mut platform = SimPlatform::new(&machine, domid, &all_runs);
         for (file, bytes) in modules.iter().zip(&self.modules) {
             platform.frames().clone().write(file.at, bytes);
         }
         let resources = platform.resources(&runs, self.command_line.as_bytes());
-        let namespaces = nsids.zip(&self.namespaces).map(|(nsid, disk)| {
-            let (Gfn(first), nr) = buffers(nsid);
-            let device = disk.device(platform.frames(), (first..first + nr).map(Gfn));
-            (Namespace { controller: 0, nsid }, device)
+        let (Gfn(first), nr) = BUFFERS;
+        let pages = OwnPages::new((first..first + nr).map(Gfn));
+        let namespaces = (1..).zip(&self.namespaces).map(|(nsid, disk)| {
+            (Namespace { controller: 0, nsid }, disk.device(platform.frames(), &pages))
         });
         let namespaces = namespaces.collect();
         let resources = Resources { modules: &modules, namespaces, ..resources };
