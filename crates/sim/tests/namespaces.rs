@@ -2,12 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
+use blkif::{
+    Indirect, IndirectOp, MAX_INDIRECT_PAGES, MaxIndirectSegments, Operation, Request, RequestId,
+    Sector, Segment, Segments, Transfer,
+};
 use sim::toolstack::{Device, DiskSpec};
-use sim::{Expect, Lab, OwnDisk, seeds};
-use xen_abi::DomId;
+use sim::{Expect, FrontendConfig, GrantAccess, Lab, Load, OwnDisk, seeds};
+use xen_abi::{DomId, GrantRef};
 
 /// Sectors of the first namespace.
 const NR_SECTORS: usize = 4096;
+
+/// Segments of a long read.
+const NR_SEGMENTS: u16 = 32;
 
 fn lab(seed: u64, command_line: &str) -> (Lab, OwnDisk) {
     let disk = OwnDisk::new(NR_SECTORS);
@@ -164,4 +171,89 @@ fn nobody_sleeps_who_waited_for_pages_of_another_namespace() {
             lab.random_io(first, 1);
         }
     }
+}
+
+/// A guest that keeps its ring full of short reads takes each page that it can have.
+struct Busy {
+    disk: Device,
+    short: Operation,
+    next_id: u64,
+}
+
+impl Busy {
+    fn new(lab: &mut Lab, target: &str) -> Self {
+        let guest = lab.create_guest();
+        let disk = by_hand(lab, guest, target);
+        let (_, gref) = lab.frontend(disk).queues()[0].grant_page(GrantAccess::ReadWrite);
+        let segments = Segments::new(&[Segment { gref, first_sect: 0, last_sect: 7 }]).unwrap();
+        let short = Operation::Read(Transfer { sector: Sector(0), segments });
+        Self { disk, short, next_id: 0 }
+    }
+
+    fn go(&mut self, lab: &mut Lab) {
+        let queue = &mut lab.frontend(self.disk).queues()[0];
+        queue.responses();
+        while queue.free() > 0 {
+            queue.push(&Request { id: RequestId(self.next_id), handle: 0, op: self.short });
+            self.next_id += 1;
+        }
+        queue.publish();
+    }
+}
+
+fn by_hand(lab: &mut Lab, guest: DomId, target: &str) -> Device {
+    let disk = lab.attach(guest, "xvda", target);
+    lab.connect_as(disk, FrontendConfig { load: Load::ByHand, ..FrontendConfig::default() });
+    disk
+}
+
+#[test]
+fn a_long_request_has_its_turn_beside_short_ones() {
+    let targets =
+        [("nvme0n1", "nvme0n2"), ("nvme0n2", "nvme0n1"), ("nvme0n1", "nvme0n1,offset=1536K")];
+    for (seed, (short, long)) in seeds(3).flat_map(|seed| targets.map(|targets| (seed, targets))) {
+        let lab = Lab::new(seed).namespace(&OwnDisk::new(NR_SECTORS));
+        let mut lab = lab.namespace(&OwnDisk::new(NR_SECTORS)).start();
+        let slices = ["size=512K", "offset=512K,size=512K", "offset=1M,size=512K"];
+        let mut busy = slices.map(|slice| Busy::new(&mut lab, &format!("{short},{slice}")));
+        let guest = lab.create_guest();
+        let disk = by_hand(&mut lab, guest, long);
+        let read = long_read(&mut lab, disk);
+        for id in 0..20 {
+            let queue = &mut lab.frontend(disk).queues()[0];
+            queue.push(&Request { id: RequestId(id), handle: 0, op: read });
+            queue.publish();
+            let mut nr_rounds = 0;
+            while lab.frontend(disk).queues()[0].responses().is_empty() {
+                busy.iter_mut().for_each(|busy| busy.go(&mut lab));
+                run_for_a_round(&mut lab);
+                nr_rounds += 1;
+                assert!(nr_rounds < 100, "{long} waits for {short}, seed {seed}");
+            }
+        }
+        for busy in &busy {
+            assert!(busy.next_id > 20, "{:?} has {} reads", busy.disk, busy.next_id);
+        }
+    }
+}
+
+/// A read of 128 KiB.
+fn long_read(lab: &mut Lab, disk: Device) -> Operation {
+    let queue = &mut lab.frontend(disk).queues()[0];
+    let (_, gref) = queue.grant_page(GrantAccess::ReadWrite);
+    let (table, table_gref) = queue.grant_page(GrantAccess::ReadOnly);
+    let segment = Segment { gref, first_sect: 0, last_sect: 7 };
+    for n in 0..NR_SEGMENTS {
+        table.write(usize::from(n) * Segment::LEN_BYTES, &segment.encode());
+    }
+    let mut grefs = [GrantRef(0); MAX_INDIRECT_PAGES];
+    grefs[0] = table_gref;
+    let max = MaxIndirectSegments::MAX;
+    let read = Indirect::new(IndirectOp::Read, Sector(0), NR_SEGMENTS, grefs, max);
+    Operation::Indirect(read.unwrap())
+}
+
+fn run_for_a_round(lab: &mut Lab) {
+    let mut is_over = false;
+    lab.run_until("a round", |_| std::mem::replace(&mut is_over, true));
 }

@@ -51,14 +51,11 @@ pub enum Request<B> {
 }
 
 impl<B> Request<B> {
-    /// The same request with another buffer, if it has one.
-    pub(crate) fn try_map<C, E>(
-        self,
-        map: impl FnOnce(B) -> Result<C, E>,
-    ) -> Result<Request<C>, E> {
-        Ok(match self {
-            Self::Read { sector, buffer } => Request::Read { sector, buffer: map(buffer)? },
-            Self::Write { sector, buffer } => Request::Write { sector, buffer: map(buffer)? },
+    /// The same request with another buffer; `None` where it is to have one and there is none.
+    pub(crate) fn with_buffer<C>(self, buffer: Option<C>) -> Option<Request<C>> {
+        Some(match self {
+            Self::Read { sector, .. } => Request::Read { sector, buffer: buffer? },
+            Self::Write { sector, .. } => Request::Write { sector, buffer: buffer? },
             Self::Flush => Request::Flush,
             Self::Discard { sector, nr_sectors } => Request::Discard { sector, nr_sectors },
             Self::SecureDiscard { sector, nr_sectors } => {

@@ -6,10 +6,13 @@ mod device;
 mod frames;
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::rc::Rc;
 
-use device::{Fake, Lab, NR_FRAMES, NR_SECTORS, begin, begin_write, byte, later, plenty, range};
-use frames::{Frames, SECTOR};
+use device::{
+    Fake, Lab, NR_FRAMES, NR_SECTORS, begin, begin_write, byte, later, plenty, range, resume,
+};
+use frames::{Frames, SECTOR, fill};
 use store::{
     Access, BlockSize, BlockStore, Device as _, DeviceDisk, Discard, DiscardLimits, Disk, Extent,
     Failure, Flushing, FrameAddr, Geometry, Naming, Progress, Request, SectorRange, SecureDiscard,
@@ -252,35 +255,44 @@ fn a_failure_is_told_and_names_nothing() {
 }
 
 #[test]
-fn without_buffers_it_is_busy_until_there_are() {
+fn without_pages_requests_wait_for_their_turn() {
     let mut lab = Lab::new();
     let (mut disk, mut other) = (lab.slice(0, 128), lab.slice(128, 128));
-    let nr = 8 * NR_FRAMES - 16;
-    let mut held = begin_write(&mut other, &mut lab, 0, &data(3)).unwrap();
     let read = begin(&mut disk, &mut lab, 0, 100).unwrap();
-    let more = begin(&mut disk, &mut lab, 0, nr - 104).unwrap();
-    let error = begin(&mut disk, &mut lab, 0, 9).map(|_| ());
-    assert_eq!(error, Err(StoreError::Busy));
+    let held = begin_write(&mut other, &mut lab, 0, &data(80)).unwrap();
+    assert_eq!(lab.fake(|fake| fake.nr_free()), 1);
+    let waits = begin(&mut disk, &mut lab, 0, 9).unwrap();
+    assert!(!BlockStore::<Frames>::is_ready(&disk, waits.token().unwrap()));
+    // One of each disk, and there would be a page for it.
+    assert_eq!(begin(&mut disk, &mut lab, 0, 1).map(|_| ()), Err(StoreError::Busy));
+    assert_eq!(begin_write(&mut disk, &mut lab, 0, &data(1)).map(|_| ()), Err(StoreError::Busy));
+    let mut behind = begin_write(&mut other, &mut lab, 8, &data(1)).unwrap();
+    assert_eq!(behind.naming(), Naming::Later);
+    // What needs no page does not wait.
+    let flush = later(disk.flush(&mut lab.pool));
     assert!(!lab.pump(), "nothing has become of it");
-    // Another disk lets go.
+    assert_eq!(lab.log(), [Request::Read { sector: 0, buffer: 100 }, Request::Flush]);
+
     other.abort_write(&mut lab.pool, held);
+    assert_eq!(lab.fake(|fake| fake.nr_free()), 11);
     assert!(lab.pump());
     assert!(!lab.pump());
-    held = begin_write(&mut other, &mut lab, 0, &data(9)).unwrap();
-    let error = begin_write(&mut disk, &mut lab, 0, &data(1)).map(|_| ());
-    assert_eq!(error, Err(StoreError::Busy));
-    // What nobody waits for is over.
-    disk.end_read(&mut lab.pool, read);
-    assert!(!lab.pump(), "the device still writes there");
-    assert_eq!(begin(&mut disk, &mut lab, 0, 9).map(|_| ()), Err(StoreError::Busy));
-    lab.fake(|fake| fake.finish(0, Ok(())));
-    assert!(lab.pump());
-    let again = begin(&mut disk, &mut lab, 0, 9).unwrap();
+    assert_eq!(lab.log(), [Request::Read { sector: 0, buffer: 9 }]);
+    assert!(BlockStore::<Frames>::is_ready(&other, behind.token().unwrap()));
+    let mut extents = Vec::new();
+    let mut sink = |extent| extents.push(extent);
+    assert_eq!(other.resume_write(&mut lab.pool, &mut behind, &mut sink), Ok(()));
+    fill(&mut lab.pool, &extents, &data(1));
+    let behind = later(other.commit_write(&mut lab.pool, behind));
+    let again = begin(&mut disk, &mut lab, 0, 1).unwrap();
     lab.finish();
-    for read in [more, again] {
+    assert_eq!(other.conclude(&mut lab.pool, behind), Ok(Progress::Done));
+    assert_eq!(disk.conclude(&mut lab.pool, flush), Ok(Progress::Done));
+    assert_eq!(resume(&mut disk, &mut lab, waits, 0, 9).unwrap().1, bytes(0, 9));
+    for read in [read, again] {
         disk.end_read(&mut lab.pool, read);
     }
-    other.abort_write(&mut lab.pool, held);
+    assert_eq!(device::read(&mut other, &mut lab, 8, 1), data(1));
     lab.assert_clean();
 }
 
@@ -288,53 +300,75 @@ fn without_buffers_it_is_busy_until_there_are() {
 fn short_requests_leave_a_long_one_its_turn() {
     let mut lab = Lab::new();
     let (mut long, mut short) = (lab.disk(), lab.disk());
-    let mut reads: Vec<_> =
+    let mut reads: VecDeque<_> =
         (0..NR_FRAMES).map(|_| begin(&mut short, &mut lab, 0, 1).unwrap()).collect();
-    assert_eq!(begin(&mut short, &mut lab, 0, 1).map(|_| ()), Err(StoreError::Busy));
-    assert_eq!(begin(&mut long, &mut lab, 0, 24).map(|_| ()), Err(StoreError::Busy));
+    let waits = begin(&mut long, &mut lab, 0, 24).unwrap();
+    reads.push_back(begin(&mut short, &mut lab, 0, 1).unwrap());
+    lab.log();
     for nr_free in 1..=3 {
+        assert_eq!(begin(&mut short, &mut lab, 0, 1).map(|_| ()), Err(StoreError::Busy));
+        assert_eq!(lab.log(), []);
         lab.fake(|fake| fake.finish(0, Ok(())));
         assert!(lab.pump());
-        short.end_read(&mut lab.pool, reads.remove(0));
+        short.end_read(&mut lab.pool, reads.pop_front().unwrap());
         assert_eq!(lab.fake(|fake| fake.nr_free()), nr_free);
-        if nr_free < 3 {
-            assert_eq!(begin(&mut short, &mut lab, 0, 1).map(|_| ()), Err(StoreError::Busy));
-            let too_long = begin(&mut short, &mut lab, 0, 8 * NR_FRAMES + 1).map(|_| ());
-            assert!(matches!(too_long, Err(StoreError::TooLong { .. })), "{too_long:?}");
-            assert!(!lab.pump(), "there is no room for the long one");
-        }
+        let too_long = begin(&mut short, &mut lab, 0, 8 * NR_FRAMES + 1).map(|_| ());
+        assert!(matches!(too_long, Err(StoreError::TooLong { .. })), "{too_long:?}");
     }
-    // What needs no page waits for none.
-    let flush = later(short.flush(&mut lab.pool));
     assert!(lab.pump());
-    assert!(!lab.pump());
-    reads.push(begin(&mut long, &mut lab, 0, 24).unwrap());
-
-    // Who was refused may be gone by the time that there is room.
-    assert_eq!(begin(&mut long, &mut lab, 0, 24).map(|_| ()), Err(StoreError::Busy));
+    assert_eq!(lab.log(), [Request::Read { sector: 0, buffer: 24 }]);
+    // Then it is the short one's turn.
+    lab.fake(|fake| fake.finish(0, Ok(())));
+    assert!(lab.pump());
+    short.end_read(&mut lab.pool, reads.pop_front().unwrap());
+    assert_eq!(begin(&mut short, &mut lab, 0, 1).map(|_| ()), Err(StoreError::Busy));
+    assert!(lab.pump());
+    assert_eq!(lab.log(), [Request::Read { sector: 0, buffer: 1 }]);
     lab.finish();
+    assert_eq!(resume(&mut long, &mut lab, waits, 0, 24).unwrap().1, bytes(0, 24));
     for read in reads {
         short.end_read(&mut lab.pool, read);
     }
-    assert_eq!(short.conclude(&mut lab.pool, flush), Ok(Progress::Done));
-    assert!(lab.pump());
-    assert!(!lab.pump());
-    assert_eq!(device::read(&mut short, &mut lab, 0, 1), bytes(0, 1));
     lab.assert_clean();
 }
 
 #[test]
-fn room_that_somebody_else_made_is_news() {
+fn nobody_waits_behind_one_that_nobody_waits_for() {
+    let mut lab = Lab::new();
+    let (mut long, mut short) = (lab.disk(), lab.disk());
+    let held = begin_write(&mut short, &mut lab, 0, &data(160)).unwrap();
+    let (mut reader, mut writer) = (lab.disk(), lab.disk());
+    let read = begin(&mut reader, &mut lab, 0, 100).unwrap();
+    let write = begin_write(&mut writer, &mut lab, 0, &data(99)).unwrap();
+    reader.end_read(&mut lab.pool, read);
+    assert_eq!(writer.commit_write(&mut lab.pool, write), Err(StoreError::Stale));
+    // They have their turns nevertheless.
+    assert_eq!(begin(&mut reader, &mut lab, 0, 1).map(|_| ()), Err(StoreError::Busy));
+    let waits = begin(&mut long, &mut lab, 0, 100).unwrap();
+    assert!(!lab.pump());
+    assert_eq!(lab.device.borrow().nr_open(), 4);
+    short.abort_write(&mut lab.pool, held);
+    assert!(lab.pump());
+    assert_eq!(lab.log(), [Request::Read { sector: 0, buffer: 100 }]);
+    assert_eq!(lab.device.borrow().nr_open(), 1);
+    lab.finish();
+    long.end_read(&mut lab.pool, waits);
+    lab.assert_clean();
+}
+
+#[test]
+fn pages_that_somebody_else_gives_back_are_used() {
     let mut lab = Lab::new();
     let mut disk = lab.disk();
-    // Buffers that other namespaces of a controller have.
+    // Those that other namespaces of a controller have.
     let taken = lab.fake(|fake| fake.reserve(8 * u32::try_from(NR_FRAMES).unwrap() - 8)).unwrap();
-    assert_eq!(begin(&mut disk, &mut lab, 0, 20).map(|_| ()), Err(StoreError::Busy));
-    assert_eq!(begin(&mut disk, &mut lab, 0, 9).map(|_| ()), Err(StoreError::Busy));
+    let read = begin(&mut disk, &mut lab, 0, 20).unwrap();
     assert!(!lab.pump());
     lab.fake(|fake| fake.give_back(taken));
     assert!(lab.pump());
     assert!(!lab.pump());
+    lab.finish();
+    assert_eq!(resume(&mut disk, &mut lab, read, 0, 20).unwrap().1, bytes(0, 20));
     lab.assert_clean();
 }
 
@@ -374,17 +408,22 @@ fn what_is_longer_than_a_buffer_can_be_is_an_error() {
 }
 
 #[test]
-fn what_was_busy_fails_when_the_device_goes_with_its_buffers() {
+fn what_waits_for_pages_fails_when_the_device_goes_with_them() {
     let mut lab = Lab::with(|fake| fake.max_sectors = 16);
-    let mut disk = lab.disk();
+    let (mut disk, mut other) = (lab.disk(), lab.disk());
     let nr_buffers = 8 * NR_FRAMES / 16;
     let reads: Vec<_> =
         (0..nr_buffers).map(|_| begin(&mut disk, &mut lab, 0, 16).unwrap()).collect();
-    assert_eq!(begin(&mut disk, &mut lab, 0, 1).map(|_| ()), Err(StoreError::Busy));
+    let read = begin(&mut disk, &mut lab, 0, 1).unwrap();
+    let mut write = begin_write(&mut other, &mut lab, 0, &data(1)).unwrap();
     assert!(!lab.pump());
     lab.fake(|fake| fake.max_sectors = 0);
     assert!(lab.pump(), "once");
     assert!(!lab.pump());
+    assert_eq!(resume(&mut disk, &mut lab, read, 0, 1), Err(GONE));
+    let mut sink = |_| panic!("named");
+    assert_eq!(other.resume_write(&mut lab.pool, &mut write, &mut sink), Err(GONE));
+    other.abort_write(&mut lab.pool, write);
     assert_eq!(begin(&mut disk, &mut lab, 0, 1).map(|_| ()), Err(GONE));
     assert_eq!(begin_write(&mut disk, &mut lab, 0, &data(1)).map(|_| ()), Err(GONE));
     assert!(!lab.pump());
@@ -545,6 +584,10 @@ fn what_is_under_way_when_the_device_goes_is_gone() {
     let reserved = begin_write(&mut disk, &mut lab, 32, &data(9)).unwrap();
     let aborted = begin_write(&mut disk, &mut lab, 48, &data(9)).unwrap();
     let flushes: Vec<_> = (0..5).map(|_| later(disk.flush(&mut lab.pool))).collect();
+    let [mut wanting, mut unwanted] = [lab.disk(), lab.disk()];
+    let wants = begin(&mut wanting, &mut lab, 0, 160).unwrap();
+    let read = begin(&mut unwanted, &mut lab, 0, 160).unwrap();
+    unwanted.end_read(&mut lab.pool, read);
     let geometry = lab.fake(|fake| fake.geometry);
 
     let gone = lab.device.borrow_mut().disconnect().unwrap();
@@ -564,6 +607,7 @@ fn what_is_under_way_when_the_device_goes_is_gone() {
 
     assert_eq!(device::resume(&mut disk, &mut lab, over, 0, 8), Err(GONE));
     assert_eq!(device::resume(&mut disk, &mut lab, under_way, 16, 8), Err(GONE));
+    assert_eq!(device::resume(&mut wanting, &mut lab, wants, 0, 160), Err(GONE));
     // What was done is done.
     assert_eq!(disk.conclude(&mut lab.pool, written), Ok(Progress::Done));
     assert_eq!(disk.conclude(&mut lab.pool, told_late), Ok(Progress::Done));
@@ -585,23 +629,22 @@ fn a_device_that_is_to_go_ends_what_is_open_and_takes_nothing_new() {
     let write = begin_write(&mut disk, &mut lab, 8, &data(1)).unwrap();
     // Its frames are taken.
     let all = begin(&mut disk, &mut lab, 0, 8 * (NR_FRAMES - 2)).unwrap();
+    let waits = begin(&mut disk, &mut lab, 16, 8).unwrap();
     assert_eq!(begin(&mut disk, &mut lab, 0, 8).map(|_| ()), Err(StoreError::Busy));
-    assert!(!lab.pump());
-
     lab.device.borrow_mut().refuse();
-    assert!(lab.pump(), "there is an answer to what was busy");
     assert!(!lab.pump());
     assert_eq!(begin(&mut disk, &mut lab, 0, 8).map(|_| ()), Err(GONE));
     assert_eq!(disk.flush(&mut lab.pool).map(|_| ()), Err(GONE));
     disk.end_read(&mut lab.pool, all);
     let write = later(disk.commit_write(&mut lab.pool, write));
-    // One at a time.
-    lab.finish();
-    lab.finish();
-    assert_eq!(
-        device::resume(&mut disk, &mut lab, read, 0, 8).map(|(_, read)| read),
-        Ok(bytes(0, 8))
-    );
+    // One at a time, and there is an answer to what was busy.
+    for _ in 0..3 {
+        lab.finish();
+    }
+    for (read, first) in [(read, 0), (waits, 16)] {
+        let read = resume(&mut disk, &mut lab, read, first, 8).map(|(_, read)| read);
+        assert_eq!(read, Ok(bytes(first, 8)));
+    }
     assert_eq!(disk.conclude(&mut lab.pool, write), Ok(Progress::Done));
     lab.assert_clean();
 

@@ -21,7 +21,7 @@ use crate::geometry::{Access, DiscardLimits, Geometry, SECTOR_SHIFT, SECTOR_SIZE
 use crate::joined::Joined;
 use crate::memory::{FrameAddr, FrameMemory};
 use crate::pool::PagePool;
-use shared::SharedDevice;
+use shared::{Party, SharedDevice};
 
 /// Most sectors that a device is to discard at once, 1 GiB: a frontend may ask for the whole disk, and
 /// others wait as long.
@@ -39,9 +39,12 @@ pub struct Slice {
 /// A disk whose bytes are on a device: all of it, or a [`Slice`].
 ///
 /// Requests go through buffers of the device's, and are no longer than those can be
-/// ([`Device::max_sectors`]). It flushes where the device does.
+/// ([`Device::max_sectors`]). One that finds too few pages free has its turn before those of other
+/// disks that come later; until then the disk is busy for all but what needs no buffer. It flushes
+/// where the device does.
 pub struct DeviceDisk {
     device: Rc<RefCell<dyn SharedDevice>>,
+    party: Party,
     slice: Slice,
     access: Access,
 }
@@ -65,7 +68,8 @@ impl DeviceDisk {
         let Slice { offset, nr_sectors } = slice;
         let rest = || geometry.nr_sectors.saturating_sub(offset).max(geometry.logical.sectors());
         SectorRange::on(&geometry, offset, nr_sectors.unwrap_or_else(rest))?;
-        Ok(Self { device, slice, access })
+        let party = device.borrow_mut().join();
+        Ok(Self { device, party, slice, access })
     }
 
     /// As [`Disk::is_settled`](crate::Disk::is_settled).
@@ -78,7 +82,7 @@ impl DeviceDisk {
     /// Opens an operation on the device.
     fn begin(&self, request: Request<u32>) -> Result<Token, StoreError> {
         let mut device = self.device.borrow_mut();
-        let token = device.reserve(request)?;
+        let token = device.reserve(self.party, request)?;
         device.submit(token)
     }
 
@@ -193,7 +197,10 @@ impl<M: FrameMemory> BlockStore<M> for DeviceDisk {
             return Err(StoreError::ReadOnly);
         }
         let request = Request::Write { sector: self.sector(range), buffer: len(range)? };
-        let token = self.device.borrow_mut().reserve(request)?;
+        let token = self.device.borrow_mut().reserve(self.party, request)?;
+        if !self.device.borrow().is_ready(&token) {
+            return Ok(OpenWrite::with_token(range, token, Naming::Later));
+        }
         let write = OpenWrite::with_token(range, token, Naming::Done);
         match self.name(write.token(), range, sink) {
             Ok(()) => Ok(write),
@@ -202,6 +209,20 @@ impl<M: FrameMemory> BlockStore<M> for DeviceDisk {
                 Err(error)
             }
         }
+    }
+
+    fn resume_write(
+        &mut self,
+        _pool: &mut PagePool<M>,
+        write: &mut OpenWrite,
+        sink: &mut impl ExtentSink,
+    ) -> Result<(), StoreError> {
+        if write.naming() == Naming::Done {
+            return Err(StoreError::Stale);
+        }
+        self.name(write.token(), write.range, sink)?;
+        write.set_named();
+        Ok(())
     }
 
     fn commit_write(

@@ -33,9 +33,12 @@ pub struct Shared<D: Device> {
     nr_open: usize,
     /// Those that the device had no room for, in their order.
     waiting: VecDeque<u32>,
-    /// The longest buffer that was refused as busy, in sectors; 0 of an operation without. Until there
-    /// is room for it nobody has a buffer: short ones would take each page that becomes free.
-    refused: Option<u32>,
+    /// Those that are to have a buffer, in their order and one of each party: or short ones would take
+    /// each page that a long one waits for.
+    wanting: VecDeque<Wanting>,
+    nr_parties: u32,
+    /// Whether somebody was refused because there were [`MAX_OPERATIONS`].
+    is_full: bool,
     /// Whether the next pump has something to tell.
     news: bool,
     /// Whether a change that was abandoned has ended.
@@ -60,10 +63,25 @@ struct Operation<B> {
     state: State<B>,
 }
 
+/// Who has operations on a device: a disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Party(u32);
+
+/// An operation that is to have a buffer.
+struct Wanting {
+    operation: u32,
+    party: Party,
+    nr_sectors: u32,
+}
+
 enum State<B> {
     Free {
         next: Option<u32>,
     },
+    /// It is to have a buffer. Then a read is submitted, and a write reserved.
+    Wanting(Request<u32>),
+    /// The same, and nobody waits for it any more: its buffer goes back at once.
+    Unwanted,
     /// Not submitted yet: a write's data is being copied to its buffer.
     Reserved(Request<B>),
     /// To be submitted when the device has room.
@@ -83,11 +101,15 @@ pub(super) trait SharedDevice {
     /// What the device says of itself, or said last; no sectors before it was ever there.
     fn said(&self) -> (Geometry, Flushing);
 
-    /// Opens an operation. The buffer of a read or write, to be of so many sectors, is reserved.
-    fn reserve(&mut self, request: Request<u32>) -> Result<Token, StoreError>;
+    /// Somebody who has operations on the device.
+    fn join(&mut self) -> Party;
 
-    /// Has the device begin with what is reserved; a write's data is in its buffer. One that fails at
-    /// once is ended.
+    /// Opens an operation. The buffer of a read or write, to be of so many sectors, is reserved now, or
+    /// in its turn: a write is ready then. [`StoreError::Busy`] where the party waits for one already.
+    fn reserve(&mut self, party: Party, request: Request<u32>) -> Result<Token, StoreError>;
+
+    /// Has the device begin with what is reserved, or with a read that is to have a buffer; a write's
+    /// data is in its buffer. One that fails at once is ended.
     fn submit(&mut self, token: Token) -> Result<Token, StoreError>;
 
     /// Whether there is nothing to wait for.
@@ -124,7 +146,9 @@ impl<D: Device> Shared<D> {
             free: None,
             nr_open: 0,
             waiting: VecDeque::new(),
-            refused: None,
+            wanting: VecDeque::new(),
+            nr_parties: 0,
+            is_full: false,
             news: false,
             has_settled: false,
         }
@@ -156,46 +180,67 @@ impl<D: Device> Shared<D> {
         (self.said, self.max_sectors) = (self.said(), self.max_sectors());
         let device = self.device.take()?;
         self.waiting.clear();
+        self.wanting.clear();
         for index in 0..self.operations.len() {
             let state = &mut self.operations[index].state;
             match state {
                 State::Free { .. } => {}
                 State::Ready { buffer, .. } => *buffer = None,
-                State::Abandoned => self.close(index),
-                State::Reserved(_) | State::Waiting(_) | State::UnderWay => {
+                State::Abandoned | State::Unwanted => self.close(index),
+                State::Wanting(_) | State::Reserved(_) | State::Waiting(_) | State::UnderWay => {
                     *state = State::Ready { result: Err(Failure::Gone), buffer: None };
                 }
             }
         }
-        (self.refused, self.news) = (None, true);
+        (self.is_full, self.news) = (false, true);
         Some(device)
     }
 
-    /// Takes all that is over, and submits what had to wait. Whether there is news: something is
-    /// ready, or there is room for what was busy. A disk that lets go of something makes room, too,
-    /// also on another device that has the same buffers; so who has told the disks of news asks all
+    /// Takes all that is over, and goes on with what had to wait. Whether there is news: something is
+    /// ready, or what was busy may be asked again. A disk that lets go of something gives pages back,
+    /// also to another device that has the same ones; so who has told the disks of news asks all
     /// devices again before it sleeps.
     #[must_use]
     pub fn pump(&mut self) -> bool {
         self.complete();
+        self.reserve_wanting();
         self.submit_waiting();
-        if self.refused.is_some_and(|nr_sectors| self.has_room(nr_sectors)) {
-            (self.refused, self.news) = (None, true);
+        if self.is_full && (self.is_leaving || self.nr_open < MAX_OPERATIONS) {
+            (self.is_full, self.news) = (false, true);
         }
         mem::take(&mut self.news)
     }
 
-    /// Whether there is room for an operation with a buffer of so many sectors, or never will be.
-    fn has_room(&mut self, nr_sectors: u32) -> bool {
-        if self.is_leaving {
-            return true;
+    /// Reserves buffers for those that wait for one, as far as there are pages.
+    fn reserve_wanting(&mut self) {
+        while let Some(&Wanting { operation, nr_sectors, .. }) = self.wanting.front()
+            && let Some(device) = &mut self.device
+        {
+            // Those of a device that is gone may never come back.
+            let is_gone = device.max_sectors() == 0;
+            let buffer = if is_gone { None } else { device.reserve(nr_sectors) };
+            if buffer.is_none() && !is_gone {
+                return;
+            }
+            self.wanting.pop_front();
+            // Its party may have the next.
+            self.news = true;
+            let state = &mut self.operations[operation as usize].state;
+            match mem::replace(state, State::UnderWay) {
+                State::Wanting(request) => match request.with_buffer(buffer) {
+                    Some(read @ Request::Read { .. }) => {
+                        *state = State::Waiting(read);
+                        self.waiting.push_back(operation);
+                    }
+                    Some(write) => *state = State::Reserved(write),
+                    None => *state = State::Ready { result: Err(Failure::Gone), buffer: None },
+                },
+                _ => {
+                    self.give_back(buffer);
+                    self.close(operation as usize);
+                }
+            }
         }
-        if self.nr_open >= MAX_OPERATIONS {
-            return false;
-        }
-        let Some(device) = self.device.as_mut().filter(|_| nr_sectors > 0) else { return true };
-        let is_gone = device.max_sectors() == 0;
-        is_gone || device.reserve(nr_sectors).map(|buffer| device.give_back(buffer)).is_some()
     }
 
     /// Whether a write or discard that nobody waited for any more has ended since this was last
@@ -265,40 +310,15 @@ impl<D: Device> Shared<D> {
         self.find(tag(token.slot(), token.generation()))
     }
 
-    fn try_reserve(&mut self, request: Request<u32>, nr_sectors: u32) -> Result<Token, StoreError> {
-        let device = self.device.as_ref().filter(|_| !self.is_leaving).ok_or(GONE)?;
-        let (nr, max) = (nr_sectors.into(), device.max_sectors());
-        if nr > max {
-            return Err(if max == 0 { GONE } else { StoreError::TooLong { nr, max } });
-        }
-        let has_buffer = nr_sectors > 0;
-        let is_full = self.nr_open >= MAX_OPERATIONS && request != Request::Flush;
-        if is_full || has_buffer && self.refused.is_some_and(|longest| !self.has_room(longest)) {
-            return Err(StoreError::Busy);
-        }
-        let slot = self.make_room()?;
-        let changed = changes(&request);
-        let device = self.device.as_mut().ok_or(GONE)?;
-        let request =
-            request.try_map(|nr_sectors| device.reserve(nr_sectors).ok_or(StoreError::Busy))?;
-        let Operation { generation, changes, state } = &mut self.operations[slot as usize];
-        if let State::Free { next } = mem::replace(state, State::Reserved(request)) {
-            self.free = next;
-        }
-        *changes = changed;
-        self.nr_open += 1;
-        Ok(Token::new(slot, *generation))
-    }
-
     /// Makes sure that there is a free place.
     fn make_room(&mut self) -> Result<u32, StoreError> {
         if let Some(free) = self.free {
             return Ok(free);
         }
         let nr = self.operations.len();
-        let nr_waiting = self.waiting.len();
-        let room =
-            self.operations.try_reserve(1).and(self.waiting.try_reserve(nr + 1 - nr_waiting));
+        let room = self.operations.try_reserve(1);
+        let room = room.and(self.waiting.try_reserve(nr + 1 - self.waiting.len()));
+        let room = room.and(self.wanting.try_reserve(nr + 1 - self.wanting.len()));
         room.map_err(|_| StoreError::NoHeap)?;
         let index = as_u32(nr);
         let state = State::Free { next: None };
@@ -354,16 +374,45 @@ impl<D: Device> SharedDevice for Shared<D> {
         self.device.as_ref().map_or(self.said, |device| (device.geometry(), device.flushing()))
     }
 
-    fn reserve(&mut self, request: Request<u32>) -> Result<Token, StoreError> {
+    fn join(&mut self) -> Party {
+        self.nr_parties = self.nr_parties.wrapping_add(1);
+        Party(self.nr_parties)
+    }
+
+    fn reserve(&mut self, party: Party, request: Request<u32>) -> Result<Token, StoreError> {
         let nr_sectors = match request {
             Request::Read { buffer, .. } | Request::Write { buffer, .. } => buffer,
-            _ => 0,
+            Request::Flush | Request::Discard { .. } | Request::SecureDiscard { .. } => 0,
         };
-        let reserved = self.try_reserve(request, nr_sectors);
-        if reserved == Err(StoreError::Busy) {
-            self.refused = self.refused.max(Some(nr_sectors));
+        let device = self.device.as_ref().filter(|_| !self.is_leaving).ok_or(GONE)?;
+        let (nr, max) = (nr_sectors.into(), device.max_sectors());
+        if nr > max {
+            return Err(if max == 0 { GONE } else { StoreError::TooLong { nr, max } });
         }
-        reserved
+        if self.nr_open >= MAX_OPERATIONS && request != Request::Flush {
+            self.is_full = true;
+            return Err(StoreError::Busy);
+        }
+        if nr_sectors > 0 && self.wanting.iter().any(|wanting| wanting.party == party) {
+            return Err(StoreError::Busy);
+        }
+        let slot = self.make_room()?;
+        let changed = changes(&request);
+        let device = self.device.as_mut().filter(|_| nr_sectors > 0 && self.wanting.is_empty());
+        let buffer = device.and_then(|device| device.reserve(nr_sectors));
+        let reserved = if nr_sectors > 0 && buffer.is_none() {
+            self.wanting.push_back(Wanting { operation: slot, party, nr_sectors });
+            State::Wanting(request)
+        } else {
+            State::Reserved(request.with_buffer(buffer).ok_or(GONE)?)
+        };
+        let Operation { generation, changes, state } = &mut self.operations[slot as usize];
+        if let State::Free { next } = mem::replace(state, reserved) {
+            self.free = next;
+        }
+        *changes = changed;
+        self.nr_open += 1;
+        Ok(Token::new(slot, *generation))
     }
 
     fn submit(&mut self, token: Token) -> Result<Token, StoreError> {
@@ -371,6 +420,10 @@ impl<D: Device> SharedDevice for Shared<D> {
         let state = &mut self.operations[index].state;
         match mem::replace(state, State::UnderWay) {
             State::Reserved(request) => *state = State::Waiting(request),
+            read @ State::Wanting(Request::Read { .. }) => {
+                *state = read;
+                return Ok(token);
+            }
             other => {
                 *state = other;
                 return self.end(token).and(Err(StoreError::Stale));
@@ -387,7 +440,8 @@ impl<D: Device> SharedDevice for Shared<D> {
 
     fn is_ready(&self, token: &Token) -> bool {
         self.find_token(token).is_none_or(|index| {
-            !matches!(self.operations[index].state, State::Waiting(_) | State::UnderWay)
+            let state = &self.operations[index].state;
+            !matches!(state, State::Wanting(_) | State::Waiting(_) | State::UnderWay)
         })
     }
 
@@ -415,8 +469,13 @@ impl<D: Device> SharedDevice for Shared<D> {
                 self.waiting.retain(|&waiting| waiting != token.slot());
                 (request.into_buffer(), Err(StoreError::Stale))
             }
+            // Its turn comes nevertheless.
+            State::Wanting(_) => {
+                *state = State::Unwanted;
+                return Err(StoreError::Stale);
+            }
             // It goes on, and is closed when it is over.
-            State::Free { .. } | State::UnderWay | State::Abandoned => {
+            State::Free { .. } | State::UnderWay | State::Abandoned | State::Unwanted => {
                 return Err(StoreError::Stale);
             }
         };
