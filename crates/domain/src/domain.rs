@@ -392,10 +392,10 @@ impl<P: Platform> Domain<P> {
             Err(error) => {
                 self.complain(platform, key, format_args!("ring stopped: {error}"));
                 if let Some(vbd) = self.vbds.get_mut(&key) {
-                    // There are no answers to come on it: where they are waited for, no longer.
-                    vbd.answers_until = Some(platform.now());
                     vbd.handle(Event::Broken);
                 }
+                // At once: xenstore may take long, and no event of its frontend is of use meanwhile.
+                self.disconnect(platform, key);
                 self.proceed(platform, key);
             }
         }

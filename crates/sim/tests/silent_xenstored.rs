@@ -3,11 +3,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
+mod byhand;
+
 use std::time::Duration;
 
+use blkif::{Abi, layout};
+use byhand::ByHand;
 use sim::toolstack::{Detach, Device, DiskSpec, Operation};
 use sim::{Expect, Lab, seeds};
-use xen_abi::XenbusState;
+use xen_abi::{DomId, XenbusState};
 
 fn connected(lab: &mut Lab, vdev: &str) -> Device {
     let guest = lab.create_guest();
@@ -134,4 +138,44 @@ fn stutter_until(lab: &mut Lab, served: Device, done: impl Fn(&Lab) -> bool) {
         lab.run_for(asleep);
     }
     panic!("it never comes about");
+}
+
+/// Has xenstore asked for more than the queue to it has room for, and not answer.
+fn fill_the_queue(lab: &mut Lab) {
+    let (dom0, us, other) = (lab.machine().xs(DomId(0)), lab.domid(), lab.create_guest());
+    for devid in 0..400 {
+        // Never whole, and so all of it is asked for.
+        let path = Device::new(us, other, 1 << 28 | devid << 8).backend_path();
+        dom0.write(&format!("{path}/state"), "1").unwrap();
+    }
+    // Their listing has come, and few of the answers after it.
+    lab.run_for(Duration::from_millis(1));
+    lab.machine().silence_xenstored();
+    lab.settle();
+}
+
+#[test]
+fn a_frontend_that_breaks_its_ring_is_told_of_once_whatever_it_does_until_xenstored_answers() {
+    let mut lab = Lab::new(1).start();
+    let guest = lab.create_guest();
+    let disk = lab.attach(guest, "xvda", "ram,size=1M");
+    let guest = ByHand::connected(&mut lab, disk, Abi::X86_64, 2048);
+    fill_the_queue(&mut lab);
+    let seen = lab.machine().console().len();
+    let ring = &guest.rings[0];
+    ring.pages[0].store_u32(layout::REQ_PROD, 77);
+    for _ in 0..1_000 {
+        // The port is gone as soon as it was seen.
+        let _ = lab.machine().events().send(disk.frontend, ring.port);
+        lab.settle();
+    }
+    let said = lab.machine().console().split_off(seen);
+    assert_eq!(said.len(), 2, "{said:#?}");
+    assert!(
+        said[0].contains(": ring stopped: ") && said[1].contains(": closed after "),
+        "{said:#?}"
+    );
+    lab.machine().wake_silent_xenstored();
+    lab.run_until("state 6", |lab| disk.backend_state(lab.machine()) == Some(XenbusState::Closed));
+    lab.destroy(disk.frontend);
 }
