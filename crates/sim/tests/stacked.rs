@@ -1017,6 +1017,25 @@ fn the_console_bears_a_backend_that_comes_and_goes() {
 }
 
 #[test]
+fn the_console_bears_a_backend_that_asks_for_rings_where_none_can_be_announced() {
+    let mut lab = Lab::new(1).cmdline("disk=far,vbd,dev=xvdb").start();
+    let backend = Backend::new(&lab);
+    lab.settle();
+    let us = lab.domid();
+    let nr_nodes = lab.machine().xenstored().nr_nodes(us);
+    lab.machine().xenstored().quotas.nodes = nr_nodes;
+    for _ in 0..100 {
+        for state in [2, 6] {
+            backend.state(&mut lab, state, 6);
+        }
+    }
+    let said = lines_with(&lab, "upstream xvdb: cannot announce a ring: ");
+    assert_eq!(said, 5, "{}", lab.report());
+    backend.detach_by_force(&mut lab);
+    assert_eq!(lab.machine().grants().nr_grants(lab.domid()), 0);
+}
+
+#[test]
 fn the_console_bears_a_backend_that_changes_its_size_again_and_again() {
     let mut lab = Lab::new(1).cmdline("disk=far,vbd,dev=xvdb").start();
     let mut backend = Backend::new(&lab);

@@ -84,7 +84,7 @@ impl<P: Platform> Domain<P> {
             }
             Answer::Announced { life } if life == upstream.life => {
                 if let Err(error) = result {
-                    platform.log(format_args!("{upstream}: cannot announce a ring: {error}"));
+                    upstream.say(platform, format_args!("cannot announce a ring: {error}"));
                     upstream.handle(Event::NotAnnounced);
                     self.let_go_upstream(platform, device);
                 } else {
@@ -339,7 +339,7 @@ impl<P: Platform> Domain<P> {
         changes.push(Change::Write(upstream.node(STATE), state.into_bytes()));
         let tag = Tag::Upstream(device, Answer::Announced { life: upstream.life });
         if let Err(error) = self.xenstore.client.transact(changes, tag) {
-            platform.log(format_args!("{upstream}: cannot announce a ring: {error}"));
+            upstream.say(platform, format_args!("cannot announce a ring: {error}"));
             upstream.handle(Event::NotAnnounced);
             self.let_go_upstream(platform, device);
         }
