@@ -146,7 +146,7 @@ impl<P: Platform> Domain<P> {
         }
         self.next_inquiry = self.next_inquiry.wrapping_add(1);
         let nodes = subject.nodes();
-        let mut inquiry = Inquiry::new(subject, self.next_inquiry, nodes.len());
+        let mut inquiry = Inquiry::new(subject, self.next_inquiry, &nodes);
         let mut result = Ok(());
         for (n, (side, name)) in nodes.iter().enumerate() {
             let path = match side {

@@ -76,6 +76,14 @@ const BACKEND_ID: &str = "backend-id";
 pub(crate) const REMOVABLE: &str = "removable";
 
 impl Subject {
+    /// Whose directory the peer writes; the toolstack alone writes the other one, and we.
+    const fn peer(&self) -> Side {
+        match self {
+            Self::Upstream(_) => Side::Backend,
+            _ => Side::Frontend,
+        }
+    }
+
     /// The nodes, in the order of the answers.
     pub(crate) fn nodes(&self) -> Vec<(Side, String)> {
         let nodes = |nodes: &[(Side, &str)]| {
@@ -120,6 +128,12 @@ impl Subject {
     }
 }
 
+/// Bytes that are kept of what a peer has written: no value of its that means something is longer.
+const MAX_FOREIGN: usize = 32;
+
+/// What takes the place of the rest. No value that means something ends with it.
+const CUT: &[u8] = b"...";
+
 /// An inquiry under way.
 #[derive(Debug)]
 pub(crate) struct Inquiry {
@@ -127,20 +141,29 @@ pub(crate) struct Inquiry {
     /// Tells its answers from those of others.
     pub(crate) number: u32,
     nr_unanswered: usize,
-    values: Vec<Option<Box<[u8]>>>,
+    /// In whose directory each node is, and what it says.
+    values: Vec<(Side, Option<Box<[u8]>>)>,
 }
 
 impl Inquiry {
-    /// About `nr_nodes` nodes.
-    pub(crate) fn new(subject: Subject, number: u32, nr_nodes: usize) -> Self {
-        Self { subject, number, nr_unanswered: nr_nodes, values: alloc::vec![None; nr_nodes] }
+    /// About the [`nodes`](Subject::nodes) of a subject.
+    pub(crate) fn new(subject: Subject, number: u32, nodes: &[(Side, String)]) -> Self {
+        let values = nodes.iter().map(|&(side, _)| (side, None)).collect();
+        Self { subject, number, nr_unanswered: nodes.len(), values }
     }
 
     /// Takes the answer for node number `n`; `None` where it cannot be read. Whether it was the
-    /// last.
+    /// last. Of what a peer has written no more is kept than may mean something: the heap of a small
+    /// domain has no room for all that a node can hold.
     pub(crate) fn answer(&mut self, n: usize, value: Option<&[u8]>) -> bool {
-        if let Some(place) = self.values.get_mut(n) {
-            *place = value.map(Into::into);
+        let peer = self.subject.peer();
+        if let Some((side, place)) = self.values.get_mut(n) {
+            *place = value.map(|value| match value.get(..MAX_FOREIGN) {
+                Some(begin) if *side == peer && value.len() > MAX_FOREIGN => {
+                    [begin, CUT].concat().into()
+                }
+                _ => value.into(),
+            });
         }
         self.nr_unanswered = self.nr_unanswered.saturating_sub(1);
         self.is_over()
@@ -153,7 +176,7 @@ impl Inquiry {
 
     /// The value of node number `n`.
     pub(crate) fn value(&self, n: usize) -> Option<&[u8]> {
-        self.values.get(n)?.as_deref()
+        self.values.get(n)?.1.as_deref()
     }
 
     /// The first `N` values.
@@ -163,6 +186,49 @@ impl Inquiry {
 
     /// All values.
     pub(crate) fn values(&self) -> impl Iterator<Item = Option<&[u8]>> {
-        self.values.iter().map(Option::as_deref)
+        self.values.iter().map(|(_, value)| value.as_deref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::{About, Inquiry, Own, Subject};
+    use blkback::{Persistence, Terms};
+    use blkif::{Abi, RingOrder};
+    use std::vec::Vec;
+
+    /// What is kept of values of that many bytes each.
+    fn kept(subject: Subject, len_bytes: usize) -> Vec<usize> {
+        let nodes = subject.nodes();
+        let mut inquiry = Inquiry::new(subject, 1, &nodes);
+        let value = std::vec![b'0'; len_bytes];
+        for n in 0..nodes.len() {
+            assert_eq!(inquiry.answer(n, Some(&value)), n + 1 == nodes.len());
+        }
+        let values = inquiry.values().map(Option::unwrap);
+        values
+            .inspect(|kept| assert!(*kept == value || kept.ends_with(b"0..."), "{kept:?}"))
+            .map(<[u8]>::len)
+            .collect()
+    }
+
+    #[test]
+    fn of_what_a_peer_writes_no_more_is_kept_than_may_mean_something() {
+        let terms = Terms {
+            abi: Abi::X86_64,
+            ring_order: RingOrder::MAX,
+            nr_queues: 1,
+            persistence: Persistence::PerRequest,
+        };
+        assert_eq!(kept(Subject::Ring(terms, Vec::new()), 2048), [35; 33]);
+        assert_eq!(kept(Subject::Ring(terms, Vec::new()), 32), [32; 33]);
+        assert_eq!(kept(Subject::Terms, 33), [35; 5]);
+        assert_eq!(kept(Subject::Upstream(About::Disk), 2048), [35; 12]);
+        // What is not the peer's own is whole.
+        assert_eq!(kept(Subject::Look(Own::New), 2048), [2048, 2048, 35, 2048]);
+        assert_eq!(kept(Subject::Identity, 2048), [2048; 9]);
+        assert_eq!(kept(Subject::Upstream(About::Peer), 2048), [2048; 3]);
+        assert_eq!(kept(Subject::Upstream(About::State(Own::New)), 2048), [2048, 2048, 35]);
     }
 }
