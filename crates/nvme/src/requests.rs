@@ -114,8 +114,10 @@ impl Requests {
         }
     }
 
+    /// How many namespaces there are; makes room for the answers of each.
     pub(crate) fn set_nr_namespaces(&mut self, nr: usize) {
-        self.over.resize_with(nr, VecDeque::new);
+        let nr_slots = self.slots.len();
+        self.over.resize_with(nr, || VecDeque::with_capacity(nr_slots));
         self.nr_of.resize(nr, 0);
     }
 
@@ -355,5 +357,33 @@ impl Requests {
 
     pub(crate) const fn take_error(&mut self) -> Option<(NamespaceId, IoError)> {
         self.last_error.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Requests;
+    use crate::NamespaceId;
+    use crate::parts::{Rest, Target};
+    use store::Tag;
+
+    /// The way of a request allocates nothing.
+    #[test]
+    fn there_is_room_from_the_start_for_all_to_be_over() {
+        let mut requests = Requests::new(63);
+        requests.set_nr_namespaces(2);
+        for index in [0, 1] {
+            let room = requests.over[index].capacity();
+            let (nsid, sectors_per_block) = (NamespaceId(1), 8);
+            let (max_pages, max_deallocated) = (32, 1);
+            let target = Target { index, nsid, sectors_per_block, max_pages, max_deallocated };
+            for n in 0..63 {
+                requests.take(Tag(n), target, Rest::Flush, None);
+            }
+            requests.fail(None, true);
+            assert_eq!((requests.over[index].len(), requests.over[index].capacity()), (63, room));
+            while requests.complete(index).is_some() {}
+            assert_eq!(requests.nr_taken(), 0);
+        }
     }
 }
