@@ -126,10 +126,10 @@ impl Talk {
         let mut changes = Vec::new();
         for _ in 0..nr {
             let (path, value) = (self.text(), self.text());
-            changes.push(if self.input.flag() {
-                Change::Write(path, value.into_bytes())
-            } else {
-                Change::Remove(path)
+            changes.push(match self.input.below(3) {
+                0 => Change::Write(path, value.into_bytes()),
+                1 => Change::Remove(path),
+                _ => Change::Expect(path, value.into_bytes()),
             });
         }
         if self.client.transact(changes, self.next_tag).is_ok() {

@@ -128,7 +128,8 @@ impl<T> Client<T> {
         let mut held_bytes = END_BYTES;
         for change in &changes {
             // Once as it is kept for another try, once as it is sent.
-            held_bytes = held_bytes.saturating_add(2 * change.request().check()?);
+            let needed_bytes = 2 * change.request().check()? + change.kept_bytes();
+            held_bytes = held_bytes.saturating_add(needed_bytes);
         }
         self.queue.hold(held_bytes)?;
         let mut transaction = Transaction::new(changes, Due { tag, held_bytes });
@@ -207,8 +208,9 @@ impl<T> Client<T> {
                     Err(error) => Some(self.finish(due, Err(error))),
                 }
             }
-            Then::Transaction => {
-                let result = self.transactions.front_mut()?.answered(answer, &mut self.queue)?;
+            Then::Transaction(n) => {
+                let transaction = self.transactions.front_mut()?;
+                let result = transaction.answered(n, answer, &mut self.queue)?;
                 let due = self.transactions.pop_front()?.due;
                 if let Some(next) = self.transactions.front_mut() {
                     next.start(&mut self.queue);

@@ -94,6 +94,9 @@ macro_rules! errors {
             /// Whether the request took effect is not known.
             #[error("a malformed reply")]
             BadReply,
+            /// A node does not say what it is [expected](crate::Change::Expect) to.
+            #[error("another value than expected")]
+            Unexpected,
         }
 
         impl Error {

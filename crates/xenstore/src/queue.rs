@@ -10,7 +10,7 @@ use crate::ring::Rings;
 use crate::wire::{Header, MessageType};
 
 /// How many bytes unanswered requests may hold together, unless the client was built with another
-/// bound. Enough to publish 32 disks at once.
+/// bound. Enough to publish two dozen disks at once.
 pub const QUEUE_BYTES: usize = 64 * 1024;
 
 /// Who waits for an answer, and what it holds until then.
@@ -29,8 +29,8 @@ pub(crate) enum Then<T> {
     Directory(Listing, Due<T>),
     /// A part of them.
     Part(Listing, Due<T>),
-    /// A step of the transaction that is under way.
-    Transaction,
+    /// A step of the transaction that is under way: of its changes the one with this index.
+    Transaction(usize),
 }
 
 /// A request without its answer.
@@ -141,8 +141,8 @@ mod tests {
     #[test]
     fn an_id_is_neither_zero_nor_in_use() {
         let mut queue = Queue::<()>::new(100);
-        queue.push(MessageType::READ, 0, &[], Then::Transaction);
-        queue.push(MessageType::READ, 0, &[], Then::Transaction);
+        queue.push(MessageType::READ, 0, &[], Then::Transaction(0));
+        queue.push(MessageType::READ, 0, &[], Then::Transaction(0));
         assert!(queue.take(1).is_some());
         queue.last_id = u32::MAX - 1;
         assert_eq!(queue.fresh_id(), u32::MAX);

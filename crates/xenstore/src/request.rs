@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use xen_abi::DomId;
 
-use crate::error::SubmitError;
+use crate::error::{Error, SubmitError};
 use crate::wire::{ABS_PATH_MAX, HEADER_BYTES, MessageType, PAYLOAD_MAX, REL_PATH_MAX};
 
 /// A request outside of a transaction. A path that does not begin with `/` is relative to our own
@@ -127,6 +127,9 @@ pub enum Change {
     Write(String, Vec<u8>),
     /// As [`Request::Remove`].
     Remove(String),
+    /// None at all: where the node does not say this, the others take no effect either
+    /// ([`Error::Unexpected`](crate::Error::Unexpected)).
+    Expect(String, Vec<u8>),
 }
 
 impl Change {
@@ -134,6 +137,24 @@ impl Change {
         match self {
             Self::Write(path, value) => Request::Write(path, value),
             Self::Remove(path) => Request::Remove(path),
+            Self::Expect(path, _) => Request::Read(path),
+        }
+    }
+
+    /// Bytes that are kept of it besides the request.
+    pub(crate) fn kept_bytes(&self) -> usize {
+        match self {
+            Self::Expect(_, value) => value.len(),
+            Self::Write(..) | Self::Remove(_) => 0,
+        }
+    }
+
+    /// What an answer to its request says of it.
+    pub(crate) fn judge(&self, answer: Result<&[u8], Error>) -> Result<(), Error> {
+        match (self, answer) {
+            (Self::Expect(_, value), Ok(found)) if found == value => Ok(()),
+            (Self::Expect(..), Ok(_) | Err(Error::Enoent)) => Err(Error::Unexpected),
+            (_, answer) => answer.map(drop),
         }
     }
 }

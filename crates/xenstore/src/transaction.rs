@@ -43,12 +43,14 @@ impl<T> Transaction<T> {
     pub(crate) fn start(&mut self, queue: &mut Queue<T>) {
         self.tries += 1;
         self.step = Step::Start;
-        queue.push(MessageType::TRANSACTION_START, 0, &[b"\0"], Then::Transaction);
+        queue.push(MessageType::TRANSACTION_START, 0, &[b"\0"], Then::Transaction(0));
     }
 
-    /// Takes the answer to one of its messages; what came of the whole, once that is known.
+    /// Takes the answer to one of its messages, among its changes that with index `n`; what came of
+    /// the whole, once that is known.
     pub(crate) fn answered(
         &mut self,
+        n: usize,
         answer: Result<&[u8], Error>,
         queue: &mut Queue<T>,
     ) -> Option<Result<(), Error>> {
@@ -58,7 +60,8 @@ impl<T> Transaction<T> {
                 Err(error) => return Some(Err(error)),
             },
             Step::Changes { tx_id, nr_unanswered, failed } => {
-                let failed = failed.or(answer.err());
+                let judged = self.changes.get(n).map(|change| change.judge(answer));
+                let failed = failed.or(judged.and_then(Result::err));
                 match nr_unanswered - 1 {
                     0 => self.end(tx_id, failed, queue),
                     nr_unanswered => self.step = Step::Changes { tx_id, nr_unanswered, failed },
@@ -78,16 +81,16 @@ impl<T> Transaction<T> {
         if self.changes.is_empty() {
             return self.end(tx_id, None, queue);
         }
-        for change in &self.changes {
+        for (n, change) in self.changes.iter().enumerate() {
             let request = change.request();
-            queue.push(request.kind(), tx_id, &request.payload(), Then::Transaction);
+            queue.push(request.kind(), tx_id, &request.payload(), Then::Transaction(n));
         }
         self.step = Step::Changes { tx_id, nr_unanswered: self.changes.len(), failed: None };
     }
 
     fn end(&mut self, tx_id: u32, failed: Option<Error>, queue: &mut Queue<T>) {
         let verdict = if failed.is_none() { b"T\0" } else { b"F\0" };
-        queue.push(MessageType::TRANSACTION_END, tx_id, &[verdict], Then::Transaction);
+        queue.push(MessageType::TRANSACTION_END, tx_id, &[verdict], Then::Transaction(0));
         self.step = Step::End { failed };
     }
 }

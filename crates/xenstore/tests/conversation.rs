@@ -98,6 +98,25 @@ fn a_transaction_that_fails_changes_nothing() {
 }
 
 #[test]
+fn a_transaction_takes_effect_where_it_finds_what_it_expects() {
+    for (found, is_expected) in
+        [(Some("1"), true), (Some("11"), false), (Some(""), false), (None, false)]
+    {
+        let page = Page::new(0);
+        let (mut client, mut xenstored) = (Client::new(&page), Xenstored::new());
+        if let Some(found) = found {
+            xenstored.nodes.insert("/local/domain/3/a".into(), found.into());
+        }
+        let expect = Change::Expect("a".into(), b"1".to_vec());
+        client.transact(vec![write("b", "2"), expect], 1).unwrap();
+        let got = run(&mut client, &page, &mut xenstored, at_once());
+        let expected = if is_expected { Got::Done(1) } else { Got::Failed(1, Error::Unexpected) };
+        assert_eq!(got, [expected], "{found:?}");
+        assert_eq!(xenstored.nodes.contains_key("/local/domain/3/b"), is_expected, "{found:?}");
+    }
+}
+
+#[test]
 fn many_names_are_listed_also_when_they_change_meanwhile() {
     for create_meanwhile in [None, Some("backend/vbd/new")] {
         let page = Page::new(500);
