@@ -9,7 +9,7 @@ use core::time::Duration;
 use blkback::{Action, Discards, Event};
 use blkif::keys;
 use catalog::{GrantUse, Ground};
-use store::{BlockStore, Flushing, SecureDiscard};
+use store::{Access, BlockStore, Flushing, SecureDiscard};
 use xen_abi::XenbusState;
 use xenstore::{Change, Error, Request, SubmitError};
 
@@ -213,6 +213,8 @@ impl<P: Platform> Domain<P> {
     /// protocol's default are left out: xenstore counts our nodes.
     fn publish(&mut self, platform: &mut P, key: VbdKey) -> Outcome {
         let Some(vbd) = self.vbds.get_mut(&key) else { return Outcome::Done };
+        let dir = vbd.dir();
+        let node = |name: &str| format!("{dir}/{name}");
         let Identity::Open(device) = &mut vbd.identity else { return Outcome::Done };
         let Some(entry) = self.disks.get(device.disk) else { return Outcome::Done };
         let geometry = BlockStore::<P::Memory>::geometry(&entry.disk);
@@ -260,13 +262,21 @@ impl<P: Platform> Domain<P> {
             (keys::MAX_RING_PAGES, self.offer.max_ring_order.nr_pages().into(), Some(1)),
             (keys::MULTI_QUEUE_MAX_QUEUES, self.offer.max_queues.into(), Some(1)),
         ];
-        let mut changes: Vec<Change> = offer
+        // Another directory may have come in the place of the one that was read: its disk is another.
+        let mode = match device.mode {
+            Access::ReadOnly => "r",
+            Access::ReadWrite => "w",
+        };
+        let expected = [(keys::PARAMS, &device.params[..]), (keys::MODE, mode.as_bytes())];
+        let mut changes: Vec<Change> =
+            expected.map(|(name, value)| Change::Expect(node(name), value.into())).into();
+        let offer = offer
             .into_iter()
             .filter(|(_, value, default)| Some(*value) != *default)
-            .map(|(name, value, _)| Change::Write(vbd.node(name), value.to_string().into_bytes()))
-            .collect();
+            .map(|(name, value, _)| Change::Write(node(name), value.to_string().into_bytes()));
+        changes.extend(offer);
         let state = XenbusState::InitWait.to_string();
-        changes.push(Change::Write(vbd.node(STATE), state.into_bytes()));
+        changes.push(Change::Write(node(STATE), state.into_bytes()));
         let result = self.xenstore.client.transact(changes, Tag::Published(vbd.id));
         self.queued(platform, key, result)
     }

@@ -163,9 +163,13 @@ impl<P: Platform> Domain<P> {
                         Heard::Published(id.key)
                     }
                     (Some(vbd), Err(error)) => {
-                        // Where the directory is gone meanwhile, the look will tell.
+                        // Where the directory is gone meanwhile, the look will tell. Where it is
+                        // another one, it is read anew.
                         vbd.look = true;
-                        if is_gone(error) {
+                        if error == Error::Unexpected {
+                            vbd.handle(Event::Vanished);
+                        }
+                        if is_gone(error) || error == Error::Unexpected {
                             Heard::Proceed(id.key)
                         } else {
                             Heard::Denied(id.key, Needed::Nodes, error)

@@ -144,7 +144,7 @@ impl<P: Platform> Domain<P> {
         if self.shutdown != Shutdown::No {
             return Err(Refusal::Ending);
         }
-        let access = match wish.mode {
+        let mode = match wish.mode {
             b"w" => Access::ReadWrite,
             b"r" => Access::ReadOnly,
             other => {
@@ -155,7 +155,7 @@ impl<P: Platform> Domain<P> {
         let target = parse_target(wish.params)?;
         let access = match target.access {
             catalog::Access::ReadOnly => Access::ReadOnly,
-            catalog::Access::ReadWrite => access,
+            catalog::Access::ReadWrite => mode,
         };
         let disk = self.open_disk(platform, key, &target, access)?;
         let discards = match wish.discard_enable {
@@ -169,7 +169,7 @@ impl<P: Platform> Domain<P> {
         let (frontend_dir, params) = (frontend_dir.into(), wish.params.into());
         let published = None;
         let grants = target.grants;
-        Ok(Device { frontend_dir, params, disk, published, access, discards, grants, info })
+        Ok(Device { frontend_dir, params, disk, published, mode, access, discards, grants, info })
     }
 
     /// Finds or makes the disk of a target, and holds it for a vbd.
@@ -247,11 +247,12 @@ impl<P: Platform> Domain<P> {
         self.disks.hold(id, key, access, target.handover).map_err(held)
     }
 
-    /// Obeys a change of `params` on a device in use: a larger size is all that it can be.
+    /// Obeys a change of `params` on a device in use: a larger size is all that it can be. One that is
+    /// not published yet is not: it is read anew then.
     pub(crate) fn obey_params(&mut self, platform: &mut P, key: VbdKey, params: &[u8]) {
         let Some(vbd) = self.vbds.get_mut(&key) else { return };
         let Identity::Open(device) = &mut vbd.identity else { return };
-        if device.params == params {
+        if device.params == params || vbd.handshake.is_new() {
             return;
         }
         device.params = params.into();

@@ -58,6 +58,9 @@ pub(crate) struct Device {
     pub(crate) disk: DiskId,
     /// Its size in sectors, as its frontend is told of it; `None` before it is published.
     pub(crate) published: Option<u64>,
+    /// `mode`, as it was read.
+    pub(crate) mode: Access,
+    /// What its frontend may do: less where its target says so.
     pub(crate) access: Access,
     pub(crate) discards: Discards,
     pub(crate) grants: GrantUse,

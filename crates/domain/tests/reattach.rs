@@ -60,3 +60,34 @@ fn a_directory_in_the_place_of_another_is_read_anew() {
         }
     }
 }
+
+/// Also while we read the old one, or publish what its disk offers: nothing of the two is mixed.
+#[test]
+fn a_directory_that_takes_the_place_of_one_that_is_being_read_is_read_anew() {
+    for seed in seeds(4) {
+        let mut lab = Lab::new(seed).start();
+        let dom0 = lab.machine().xs(DomId(0));
+        let new = DiskSpec::new("xvda", "null,size=128K").read_only();
+        for round in 0..60 {
+            let guest = lab.create_guest();
+            let disk = lab.device(guest, "xvda");
+            disk.add(lab.machine(), &DiskSpec::new("xvda", "ram,size=64K")).unwrap();
+            lab.run_for(Duration::from_micros(5 * round));
+            for dir in [disk.frontend_path(), disk.backend_path()] {
+                dom0.rm(&dir).unwrap();
+            }
+            disk.add(lab.machine(), &new).unwrap();
+            lab.run_until("InitWait", |lab| {
+                disk.backend_state(lab.machine()) == Some(XenbusState::InitWait)
+            });
+            lab.settle();
+            let node = |key: &str| dom0.read(&format!("{}/{key}", disk.backend_path())).ok();
+            let found = ["sectors", "info", "discard-granularity"].map(node);
+            let report = lab.report();
+            assert_eq!(found, [Some("256".into()), Some("4".into()), None], "{round}: {report}");
+            lab.detach(disk);
+            lab.destroy(guest);
+        }
+        lab.assert_clean();
+    }
+}
