@@ -2,16 +2,12 @@
 
 use alloc::format;
 use alloc::string::{String, ToString};
-use alloc::vec::Vec;
 use core::fmt;
 use core::time::Duration;
 
-use blkback::{Action, Discards, Event};
-use blkif::keys;
-use catalog::{GrantUse, Ground};
-use store::{Access, BlockStore, Flushing, SecureDiscard};
+use blkback::{Action, Event};
 use xen_abi::XenbusState;
-use xenstore::{Change, Error, Request, SubmitError};
+use xenstore::{Error, Request, SubmitError};
 
 use crate::disks::DiskId;
 use crate::domain::Domain;
@@ -19,7 +15,6 @@ use crate::inbox::Tag;
 use crate::inquiry::{Inquiry, Own, STATE, Side, Subject};
 use crate::platform::Platform;
 use crate::refusal::{EINVAL, ENOSPC};
-use crate::upstream::{Upstream, find_namespace, max_segments};
 use crate::vbd::{BACKEND_DIR, Identity, Timer, Vbd, VbdKey};
 
 /// How long state 6 stands before our directory goes: libxl fails a detach that does not see it.
@@ -116,7 +111,7 @@ impl<P: Platform> Domain<P> {
     }
 
     /// Whether a request was queued. One that never can be is behind us, with a line.
-    fn queued(
+    pub(crate) fn queued(
         &mut self,
         platform: &mut P,
         key: VbdKey,
@@ -206,78 +201,6 @@ impl<P: Platform> Domain<P> {
         let (node, value) = (vbd.node(STATE), state.to_string());
         let request = Request::Write(&node, value.as_bytes());
         let result = self.xenstore.client.submit(request, Tag::Written(vbd.id));
-        self.queued(platform, key, result)
-    }
-
-    /// Writes what a vbd offers, and that it waits for its frontend. Keys whose value is the
-    /// protocol's default are left out: xenstore counts our nodes.
-    fn publish(&mut self, platform: &mut P, key: VbdKey) -> Outcome {
-        let Some(vbd) = self.vbds.get_mut(&key) else { return Outcome::Done };
-        let dir = vbd.dir();
-        let node = |name: &str| format!("{dir}/{name}");
-        let Identity::Open(device) = &mut vbd.identity else { return Outcome::Done };
-        let Some(entry) = self.disks.get(device.disk) else { return Outcome::Done };
-        let geometry = BlockStore::<P::Memory>::geometry(&entry.disk);
-        device.published = Some(geometry.nr_sectors);
-        // A request for a device is no longer than its buffers.
-        let max_indirect = entry
-            .extent
-            .and_then(|extent| match extent.device {
-                Ground::Vbd(device) => self.upstreams.get(device).map(Upstream::max_segments),
-                Ground::Namespace(name) => {
-                    find_namespace(&self.namespaces, name).map(|shared| max_segments(shared))
-                }
-            })
-            .unwrap_or(u64::MAX)
-            .min(self.engine.max_indirect().get().into());
-        let flushing = BlockStore::<P::Memory>::flushing(&entry.disk);
-        let flushes = u64::from(flushing == Flushing::Offered);
-        let (discards, info) = (device.discards, device.info);
-        let persistent = device.grants == GrantUse::Persistent && self.settings.max_persistent > 0;
-        let logical_bytes = geometry.logical.bytes();
-        let discard = geometry.discard.filter(|_| discards == Discards::Offered);
-        let secure = discard.is_some_and(|limits| limits.secure == SecureDiscard::Offered);
-        // Each with the protocol's default, which is not written: `None` where it has none.
-        let offer: [(&str, u64, Option<u64>); 14] = [
-            (keys::SECTORS, geometry.nr_sectors, None),
-            (keys::SECTOR_SIZE, logical_bytes.into(), None),
-            (
-                keys::PHYSICAL_SECTOR_SIZE,
-                geometry.physical_bytes.into(),
-                Some(logical_bytes.into()),
-            ),
-            (keys::INFO, info.bits().into(), None),
-            (keys::FEATURE_FLUSH_CACHE, flushes, Some(0)),
-            (keys::FEATURE_BARRIER, flushes, Some(0)),
-            (keys::FEATURE_DISCARD, discard.is_some().into(), Some(0)),
-            (
-                keys::DISCARD_GRANULARITY,
-                discard.map_or(logical_bytes, |limits| limits.granularity_bytes).into(),
-                Some(logical_bytes.into()),
-            ),
-            (keys::DISCARD_SECURE, secure.into(), Some(0)),
-            (keys::FEATURE_PERSISTENT, persistent.into(), Some(0)),
-            (keys::FEATURE_MAX_INDIRECT_SEGMENTS, max_indirect, Some(0)),
-            (keys::MAX_RING_PAGE_ORDER, self.offer.max_ring_order.get().into(), Some(0)),
-            (keys::MAX_RING_PAGES, self.offer.max_ring_order.nr_pages().into(), Some(1)),
-            (keys::MULTI_QUEUE_MAX_QUEUES, self.offer.max_queues.into(), Some(1)),
-        ];
-        // Another directory may have come in the place of the one that was read: its disk is another.
-        let mode = match device.mode {
-            Access::ReadOnly => "r",
-            Access::ReadWrite => "w",
-        };
-        let expected = [(keys::PARAMS, &device.params[..]), (keys::MODE, mode.as_bytes())];
-        let mut changes: Vec<Change> =
-            expected.map(|(name, value)| Change::Expect(node(name), value.into())).into();
-        let offer = offer
-            .into_iter()
-            .filter(|(_, value, default)| Some(*value) != *default)
-            .map(|(name, value, _)| Change::Write(node(name), value.to_string().into_bytes()));
-        changes.extend(offer);
-        let state = XenbusState::InitWait.to_string();
-        changes.push(Change::Write(node(STATE), state.into_bytes()));
-        let result = self.xenstore.client.transact(changes, Tag::Published(vbd.id));
         self.queued(platform, key, result)
     }
 

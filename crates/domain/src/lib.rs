@@ -24,6 +24,7 @@ mod modules;
 mod open;
 mod platform;
 mod ports;
+mod publish;
 mod refusal;
 mod rings;
 mod statistics;
