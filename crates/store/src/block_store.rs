@@ -2,6 +2,7 @@
 
 use crate::device::Failure;
 use crate::geometry::{Geometry, SectorRange};
+use crate::lent::{Direction, Lent};
 use crate::memory::{FrameAddr, FrameMemory};
 use crate::pool::{PagePool, Reserved};
 
@@ -281,6 +282,26 @@ pub trait BlockStore<M: FrameMemory> {
         true
     }
 
+    /// Whether it may take pages that are [lent](Self::lend).
+    fn takes_pages(&self) -> bool {
+        false
+    }
+
+    /// Begins to move a range between the disk and pages of a guest's, without a copy. `None` where that
+    /// cannot be now; by extents it can. The token is concluded or cancelled; after that, too, the pages
+    /// are in use until the lease is over.
+    ///
+    /// # Errors
+    /// It cannot be done.
+    fn lend(
+        &mut self,
+        _range: SectorRange,
+        _direction: Direction,
+        _lent: Lent<'_>,
+    ) -> Result<Option<Token>, StoreError> {
+        Ok(None)
+    }
+
     /// Begins a read: the extents that hold the range's bytes go to `sink`.
     ///
     /// # Errors
@@ -386,7 +407,7 @@ pub trait BlockStore<M: FrameMemory> {
         Ok(Progress::Done)
     }
 
-    /// Ends what was answered by [`Progress::Later`] and is ready. [`Progress::More`] only of a
+    /// Ends what was answered by [`Progress::Later`], or lent, and is ready. [`Progress::More`] only of a
     /// discard.
     ///
     /// # Errors
@@ -395,7 +416,7 @@ pub trait BlockStore<M: FrameMemory> {
         Err(StoreError::Stale)
     }
 
-    /// Nobody waits any more for what was answered by [`Progress::Later`], ready or not.
+    /// Nobody waits any more for what was answered by [`Progress::Later`], or lent, ready or not.
     fn cancel(&mut self, _pool: &mut PagePool<M>, _token: Token) {}
 }
 

@@ -154,6 +154,13 @@ pub trait Device {
     /// one has been given back.
     fn reserve(&mut self, nr_sectors: u32) -> Option<Self::Buffer>;
 
+    /// Makes a buffer of so many sectors of pages that are not its own: 8 sectors each, the last maybe
+    /// fewer. They are accessed until the buffer comes back by a [completion](Self::complete) or a refusal.
+    /// `None` where that cannot be, or not now.
+    fn lend(&mut self, _frames: &[Gfn], _nr_sectors: u32) -> Option<Self::Buffer> {
+        None
+    }
+
     /// Gives a buffer back.
     fn give_back(&mut self, buffer: Self::Buffer);
 

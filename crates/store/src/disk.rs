@@ -7,6 +7,7 @@ use crate::block_store::{
 use crate::device_disk::{DeviceDisk, Overlay};
 use crate::geometry::{Geometry, SectorRange};
 use crate::image::ImageDisk;
+use crate::lent::{Direction, Lent};
 use crate::memory::FrameMemory;
 use crate::null::NullDisk;
 use crate::page_disk::{PageDisk, Usage};
@@ -88,6 +89,19 @@ impl<M: FrameMemory> BlockStore<M> for Disk {
 
     fn is_ready(&self, token: &Token) -> bool {
         each!(self, disk => BlockStore::<M>::is_ready(disk, token))
+    }
+
+    fn takes_pages(&self) -> bool {
+        each!(self, disk => BlockStore::<M>::takes_pages(disk))
+    }
+
+    fn lend(
+        &mut self,
+        range: SectorRange,
+        direction: Direction,
+        lent: Lent<'_>,
+    ) -> Result<Option<Token>, StoreError> {
+        each!(self, disk => BlockStore::<M>::lend(disk, range, direction, lent))
     }
 
     fn begin_read(

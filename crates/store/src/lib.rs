@@ -17,6 +17,7 @@ mod disk;
 mod geometry;
 mod image;
 mod joined;
+mod lent;
 mod memory;
 mod null;
 mod page_disk;
@@ -40,6 +41,7 @@ pub use image::{
     Archive, ArchiveError, Image, ImageDisk, ImageError, ImageFile, ImageFormat, ImageSource,
     Images, MAX_PARENTS, Member, RefusedImage,
 };
+pub use lent::{Direction, Lease, Lent};
 pub use memory::{FrameAddr, FrameMemory};
 pub use null::NullDisk;
 pub use page_disk::{PageDisk, Usage};

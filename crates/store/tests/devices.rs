@@ -14,9 +14,9 @@ use device::{
 };
 use frames::{Frames, SECTOR, fill};
 use store::{
-    Access, BlockSize, BlockStore, Device as _, DeviceDisk, Discard, DiscardLimits, Disk, Extent,
-    Failure, Flushing, FrameAddr, Geometry, Naming, Progress, Request, SectorRange, SecureDiscard,
-    Shared, Slice, StoreError, Want,
+    Access, BlockSize, BlockStore, Device as _, DeviceDisk, Direction, Discard, DiscardLimits,
+    Disk, Extent, Failure, Flushing, FrameAddr, FrameMemory, Geometry, Lease, Lent, Naming,
+    Progress, Request, SectorRange, SecureDiscard, Shared, Slice, StoreError, Token, Want,
 };
 use xen_abi::Gfn;
 
@@ -724,4 +724,122 @@ fn a_slice_discards_in_units_if_it_begins_at_one() {
     lab.fake(|fake| fake.geometry.discard = None);
     let geometry = BlockStore::<Frames>::geometry(&lab.disk());
     assert_eq!(geometry, Geometry { discard: None, ..geometry });
+}
+
+/// Frames of the pool, as if they were a guest's.
+const LENT: [Gfn; 2] = [Gfn(40), Gfn(42)];
+
+fn lend(
+    disk: &mut DeviceDisk,
+    first: u64,
+    direction: Direction,
+    lease: &Lease,
+) -> Result<Option<Token>, StoreError> {
+    let range = range(disk, first, 11);
+    BlockStore::<Frames>::lend(disk, range, direction, Lent { frames: &LENT, lease })
+}
+
+#[test]
+fn a_device_moves_data_in_pages_that_it_is_lent() {
+    let mut lab = Lab::new();
+    let mut disk = lab.disk();
+    let lease = Lease::default();
+    let read = |disk: &mut _| lend(disk, 3, Direction::Read, &lease);
+    assert_eq!(read(&mut disk), Ok(None), "it takes none");
+    lab.fake(|fake| fake.max_lent = 5);
+    let a = read(&mut disk).unwrap().unwrap();
+    let b = lend(&mut disk, 20, Direction::Write, &lease).unwrap().unwrap();
+    assert_eq!(read(&mut disk), Ok(None), "not so many");
+    assert_eq!(
+        lab.log(),
+        [Request::Read { sector: 3, buffer: 11 }, Request::Write { sector: 20, buffer: 11 }]
+    );
+    assert_eq!(lab.fake(|fake| fake.nr_free()), NR_FRAMES);
+    lab.finish();
+    assert!(!lease.is_over(), "nobody was told");
+    assert_eq!(disk.conclude(&mut lab.pool, a), Ok(Progress::Done));
+    assert_eq!(disk.conclude(&mut lab.pool, b), Ok(Progress::Done));
+    assert!(lease.is_over());
+    let mut found = [0; 11 * SECTOR];
+    let (start, end) = found.split_at_mut(8 * SECTOR);
+    lab.pool.memory_mut().read(FrameAddr::start_of(LENT[0]), start);
+    lab.pool.memory_mut().read(FrameAddr::start_of(LENT[1]), end);
+    assert_eq!(found[..], bytes(3, 11));
+    assert_eq!(device::read(&mut disk, &mut lab, 20, 11), bytes(3, 11));
+    lab.fake(|fake| assert_eq!(fake.max_lent, 5));
+    lab.assert_clean();
+}
+
+#[test]
+fn pages_are_lent_until_what_was_given_up_is_over() {
+    let mut lab = Lab::new();
+    let mut disk = lab.disk();
+    let lease = Lease::default();
+    lab.fake(|fake| (fake.max_lent, fake.max_requests) = (6, 2));
+    let [a, b, waiting] =
+        [0, 16, 32].map(|first| lend(&mut disk, first, Direction::Write, &lease).unwrap().unwrap());
+    // What the device does not have yet is over at once.
+    disk.cancel(&mut lab.pool, waiting);
+    lab.fake(|fake| assert_eq!(fake.max_lent, 2));
+    disk.cancel(&mut lab.pool, a);
+    disk.cancel(&mut lab.pool, b);
+    lab.fake(|fake| fake.finish(1, Ok(())));
+    assert!(!lab.pump());
+    assert!(!lease.is_over());
+    lab.fake(|fake| fake.finish(0, Err(Failure::Device)));
+    assert!(!lab.pump());
+    assert!(lease.is_over());
+    // One that is refused was never lent.
+    lab.fake(|fake| fake.refuses = Some(Failure::ReadOnly));
+    let refused = lend(&mut disk, 0, Direction::Write, &lease);
+    assert_eq!(refused, Err(StoreError::Device(Failure::ReadOnly)));
+    assert!(lease.is_over());
+    lab.assert_clean();
+}
+
+#[test]
+fn a_device_that_goes_with_pages_keeps_them() {
+    let mut lab = Lab::new();
+    let mut disk = lab.disk();
+    lab.fake(|fake| fake.max_lent = 8);
+    let leases: [Lease; 4] = Default::default();
+    let [over, under_way, abandoned, lost] = [0, 1, 2, 3]
+        .map(|n| lend(&mut disk, 16 * n as u64, Direction::Read, &leases[n]).unwrap().unwrap());
+    lab.fake(|fake| fake.finish(0, Ok(())));
+    lab.fake(|fake| fake.lose(2));
+    assert!(lab.pump());
+    assert_eq!(disk.conclude(&mut lab.pool, lost), Err(GONE));
+    disk.cancel(&mut lab.pool, abandoned);
+    assert!(lab.device.borrow_mut().disconnect().is_some());
+    assert_eq!(disk.conclude(&mut lab.pool, over), Ok(Progress::Done));
+    assert_eq!(disk.conclude(&mut lab.pool, under_way), Err(GONE));
+    assert_eq!(leases.map(|lease| lease.is_over()), [true, false, false, false]);
+    assert_eq!(lend(&mut disk, 0, Direction::Read, &Lease::default()), Ok(None));
+}
+
+#[test]
+fn a_long_request_has_its_turn_before_pages_are_lent() {
+    let mut lab = Lab::new();
+    let mut disk = lab.disk();
+    lab.fake(|fake| fake.max_lent = 8);
+    let first = begin(&mut disk, &mut lab, 0, 8).unwrap();
+    let long = begin(&mut disk, &mut lab, 0, 8 * NR_FRAMES).unwrap();
+    let lease = Lease::default();
+    assert_eq!(lend(&mut disk, 0, Direction::Read, &lease), Ok(None));
+    lab.finish();
+    disk.end_read(&mut lab.pool, first);
+    assert_eq!(lend(&mut disk, 0, Direction::Read, &lease), Ok(None));
+    assert!(lab.pump());
+    assert!(lend(&mut disk, 0, Direction::Read, &lease).unwrap().is_some());
+    disk.end_read(&mut lab.pool, long);
+}
+
+#[test]
+fn a_disk_that_is_only_read_lends_for_no_write() {
+    let lab = Lab::new();
+    lab.fake(|fake| fake.max_lent = 8);
+    let mut disk = DeviceDisk::new(&lab.device, Slice::default(), Access::ReadOnly).unwrap();
+    let lease = Lease::default();
+    assert_eq!(lend(&mut disk, 0, Direction::Write, &lease), Err(StoreError::ReadOnly));
+    assert_eq!(lab.log(), []);
 }

@@ -19,6 +19,7 @@ use crate::block_store::{
 use crate::device::{Device, Failure, Request};
 use crate::geometry::{Access, DiscardLimits, Geometry, SECTOR_SHIFT, SECTOR_SIZE, SectorRange};
 use crate::joined::Joined;
+use crate::lent::{Direction, Lent};
 use crate::memory::{FrameAddr, FrameMemory};
 use crate::pool::PagePool;
 use shared::{Party, SharedDevice};
@@ -159,6 +160,27 @@ impl<M: FrameMemory> BlockStore<M> for DeviceDisk {
 
     fn is_ready(&self, token: &Token) -> bool {
         self.device.borrow().is_ready(token)
+    }
+
+    fn takes_pages(&self) -> bool {
+        true
+    }
+
+    fn lend(
+        &mut self,
+        range: SectorRange,
+        direction: Direction,
+        lent: Lent<'_>,
+    ) -> Result<Option<Token>, StoreError> {
+        let (sector, buffer) = (self.sector(range), len(range)?);
+        let request = match direction {
+            Direction::Read => Request::Read { sector, buffer },
+            Direction::Write if self.access == Access::ReadOnly => {
+                return Err(StoreError::ReadOnly);
+            }
+            Direction::Write => Request::Write { sector, buffer },
+        };
+        self.device.borrow_mut().lend(request, lent)
     }
 
     fn begin_read(

@@ -10,6 +10,7 @@ use xen_abi::Gfn;
 use crate::block_store::{Flushing, StoreError, Token};
 use crate::device::{Completion, Device, Failure, Refusal, Refused, Request, Tag};
 use crate::geometry::{Access, BlockSize, Geometry};
+use crate::lent::{Lease, Lent};
 
 /// Operations that can be open at once, but for flushes: of those each frontend waits for one, and
 /// nobody shall lose his to others' requests.
@@ -60,6 +61,8 @@ struct Operation<B> {
     generation: u32,
     /// The device's sectors that it changes; none if it only reads or flushes.
     changes: Range<u64>,
+    /// Of the pages that its buffer is made of, if they are not the device's.
+    lease: Option<Lease>,
     state: State<B>,
 }
 
@@ -107,6 +110,10 @@ pub(super) trait SharedDevice {
     /// Opens an operation. The buffer of a read or write, to be of so many sectors, is reserved now, or
     /// in its turn: a write is ready then. [`StoreError::Busy`] where the party waits for one already.
     fn reserve(&mut self, party: Party, request: Request<u32>) -> Result<Token, StoreError>;
+
+    /// Opens and submits a read or write of so many sectors whose buffer is made of pages that are not the
+    /// device's; `None` where that cannot be now.
+    fn lend(&mut self, request: Request<u32>, lent: Lent<'_>) -> Result<Option<Token>, StoreError>;
 
     /// Has the device begin with what is reserved, or with a read that is to have a buffer; a write's
     /// data is in its buffer. One that fails at once is ended.
@@ -182,7 +189,10 @@ impl<D: Device> Shared<D> {
         self.waiting.clear();
         self.wanting.clear();
         for index in 0..self.operations.len() {
-            let state = &mut self.operations[index].state;
+            let Operation { lease, state, .. } = &mut self.operations[index];
+            if matches!(state, State::UnderWay | State::Abandoned) {
+                lose(lease);
+            }
             match state {
                 State::Free { .. } => {}
                 State::Ready { buffer, .. } => *buffer = None,
@@ -284,7 +294,10 @@ impl<D: Device> Shared<D> {
                 self.give_back(buffer);
                 continue;
             };
-            let Operation { changes, state, .. } = &mut self.operations[index];
+            let Operation { changes, lease, state, .. } = &mut self.operations[index];
+            if buffer.is_none() {
+                lose(lease);
+            }
             if let State::Abandoned = state {
                 self.has_settled |= !changes.is_empty();
                 self.give_back(buffer);
@@ -322,15 +335,34 @@ impl<D: Device> Shared<D> {
         room.map_err(|_| StoreError::NoHeap)?;
         let index = as_u32(nr);
         let state = State::Free { next: None };
-        self.operations.push(Operation { generation: 0, changes: 0..0, state });
+        self.operations.push(Operation { generation: 0, changes: 0..0, lease: None, state });
         self.free = Some(index);
         Ok(index)
+    }
+
+    /// Begins the use of a free place.
+    fn open(
+        &mut self,
+        slot: u32,
+        changes: Range<u64>,
+        lease: Option<Lease>,
+        state: State<D::Buffer>,
+    ) -> Token {
+        let operation = &mut self.operations[slot as usize];
+        if let State::Free { next } = operation.state {
+            self.free = next;
+        }
+        let generation = operation.generation;
+        *operation = Operation { generation, changes, lease, state };
+        self.nr_open += 1;
+        Token::new(slot, generation)
     }
 
     /// Ends the use of a place.
     fn close(&mut self, index: usize) {
         let operation = &mut self.operations[index];
         operation.generation = operation.generation.wrapping_add(1);
+        operation.lease = None;
         operation.state = State::Free { next: self.free };
         self.free = Some(as_u32(index));
         self.nr_open -= 1;
@@ -406,13 +438,27 @@ impl<D: Device> SharedDevice for Shared<D> {
         } else {
             State::Reserved(request.with_buffer(buffer).ok_or(GONE)?)
         };
-        let Operation { generation, changes, state } = &mut self.operations[slot as usize];
-        if let State::Free { next } = mem::replace(state, reserved) {
-            self.free = next;
+        Ok(self.open(slot, changed, None, reserved))
+    }
+
+    fn lend(&mut self, request: Request<u32>, lent: Lent<'_>) -> Result<Option<Token>, StoreError> {
+        let (Request::Read { buffer: nr_sectors, .. } | Request::Write { buffer: nr_sectors, .. }) =
+            request
+        else {
+            return Ok(None);
+        };
+        // The usual way is open to it, on which it waits for its turn.
+        if self.is_leaving || self.nr_open >= MAX_OPERATIONS || !self.wanting.is_empty() {
+            return Ok(None);
         }
-        *changes = changed;
-        self.nr_open += 1;
-        Ok(Token::new(slot, *generation))
+        let Ok(slot) = self.make_room() else { return Ok(None) };
+        let device = self.device.as_mut();
+        let buffer = device.and_then(|device| device.lend(lent.frames, nr_sectors));
+        let changed = changes(&request);
+        let Some(request) = request.with_buffer(buffer) else { return Ok(None) };
+        let lease = Some(lent.lease.clone());
+        let token = self.open(slot, changed, lease, State::Reserved(request));
+        self.submit(token).map(Some)
     }
 
     fn submit(&mut self, token: Token) -> Result<Token, StoreError> {
@@ -490,6 +536,12 @@ impl<D: Device> SharedDevice for Shared<D> {
             !overlaps || !matches!(state, State::Abandoned)
         })
     }
+}
+
+/// The device may still access what it was lent, and nobody will know when it does not: the lease is
+/// never over.
+fn lose(lease: &mut Option<Lease>) {
+    mem::forget(lease.take());
 }
 
 /// The sectors that a request changes.

@@ -44,6 +44,8 @@ pub struct Fake {
     pub max_sectors: u64,
     /// Requests that it takes at once.
     pub max_requests: usize,
+    /// Pages that it takes at once which are not its own.
+    pub max_lent: usize,
     /// It refuses all that it is asked from now on.
     pub refuses: Option<Failure>,
     pub disk: Vec<u8>,
@@ -73,6 +75,7 @@ impl Fake {
             flushing: Flushing::Offered,
             max_sectors: 8 * NR_FRAMES,
             max_requests: 100,
+            max_lent: 0,
             refuses: None,
             disk: (0..bytes).map(byte).collect(),
             memory: memory.clone(),
@@ -94,6 +97,12 @@ impl Fake {
             self.carry_out(&request);
         }
         self.over.push_back(Completion { tag, result, buffer: request.into_buffer() });
+    }
+
+    /// Fails the `nth` of what is under way, and may still access its buffer.
+    pub fn lose(&mut self, nth: usize) {
+        let (tag, _) = self.under_way.remove(nth);
+        self.over.push_back(Completion { tag, result: Err(Failure::Gone), buffer: None });
     }
 
     pub fn finish_all(&mut self) {
@@ -155,7 +164,16 @@ impl Device for Fake {
         Some(Buffer { frames, nr_sectors })
     }
 
+    fn lend(&mut self, frames: &[Gfn], nr_sectors: u32) -> Option<Buffer> {
+        self.max_lent = self.max_lent.checked_sub(frames.len())?;
+        Some(Buffer { frames: frames.to_vec(), nr_sectors })
+    }
+
     fn give_back(&mut self, buffer: Buffer) {
+        if buffer.frames[0].0 >= POOL {
+            self.max_lent += buffer.frames.len();
+            return;
+        }
         for frame in buffer.frames.into_iter().rev() {
             assert!(!self.free.contains(&frame), "{frame} is given back twice");
             self.memory.write(FrameAddr::start_of(frame), &[POISON; PAGE_SIZE]);
