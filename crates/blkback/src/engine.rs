@@ -12,7 +12,7 @@ use blkif::{
     BackRing, CheckedSegment, FinalCheck, Indirect, MaxIndirectSegments, Notify, Operation,
     ProducerOverrun, Response, Sector, Status, Transfer,
 };
-use store::{Access, BlockStore, FrameMemory, Geometry, PagePool, SECTOR_SIZE, StoreError};
+use store::{Access, BlockStore, FrameMemory, Geometry, Lease, PagePool, SECTOR_SIZE, StoreError};
 use xen_abi::{DomId, EvtchnPort, Gfn, GntStatus, PAGE_SIZE};
 
 use crate::batch::{Batch, Piece};
@@ -83,7 +83,7 @@ impl<M> Queue<M> {
     }
 
     /// Gives up what is not answered, before the ring is let go. What the store works on it ends by
-    /// itself, in frames of its own.
+    /// itself, in frames of its own or in pages that it was lent.
     pub fn abandon<F: FrameMemory>(
         &mut self,
         disk: &mut impl BlockStore<F>,
@@ -94,15 +94,22 @@ impl<M> Queue<M> {
         }
     }
 
-    /// Lets the ring go: all that is mapped of its frontend, to be unmapped.
+    /// Lets the ring go: all that is mapped of its frontend, to be unmapped as soon as none of it is lent
+    /// to a device any more.
     #[must_use]
-    pub fn into_mappings(self) -> Vec<M>
+    pub fn into_mappings(self) -> (Vec<M>, Option<Lease>)
     where
         M: xen_abi::SharedMemory,
     {
-        let mut mappings = self.mapped.map_or(Vec::new(), Persistent::into_pages);
+        let (mut mappings, lease) = match self.mapped {
+            Some(mapped) => {
+                let (pages, lease) = mapped.into_pages();
+                (pages, Some(lease))
+            }
+            None => (Vec::new(), None),
+        };
         mappings.push(self.ring.into_memory());
-        mappings
+        (mappings, lease.filter(|lease| !lease.is_over()))
     }
 }
 
@@ -164,6 +171,8 @@ pub struct Engine {
     segment_bytes: Vec<SegmentBytes>,
     /// The segments of all of them.
     pieces: Vec<Piece>,
+    /// The frames of a request's pages, one request at a time.
+    frames: Vec<Gfn>,
     max_indirect: MaxIndirectSegments,
 }
 
@@ -184,6 +193,7 @@ impl Engine {
             indirect: Vec::with_capacity(MAX_REQUESTS),
             segment_bytes: alloc::vec![SegmentBytes::default(); max_indirect.get().into()],
             pieces: Vec::with_capacity(MAX_SEGMENTS + max_segments),
+            frames: Vec::with_capacity(max_segments),
             max_indirect,
         }
     }
@@ -223,6 +233,7 @@ impl Engine {
             batch: &mut self.batch,
             segment_bytes: &mut self.segment_bytes,
             pieces: &mut self.pieces,
+            frames: &mut self.frames,
             mapped: queue.mapped.as_mut(),
             stats: &mut queue.stats,
             peer: queue.peer,
@@ -258,7 +269,7 @@ impl Engine {
         self.left.clear();
         self.indirect.clear();
         if let Some(mapped) = &mut queue.mapped {
-            mapped.begin();
+            mapped.begin(queue.in_flight.iter().filter_map(|parked| parked.entry.lent_in()));
         }
         let mut next = Next::Event;
         let mut is_held_back = queue.nr_kept() >= MAX_SEGMENTS;

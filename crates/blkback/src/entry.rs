@@ -5,8 +5,8 @@ use core::ops::Range;
 
 use blkif::{CheckedSegment, IndirectOp, Malformed, OpCode, RequestId, Sector, Segment};
 use store::{
-    BlockStore, Discard, FrameMemory, Geometry, OpenRead, OpenWrite, PagePool, SECTOR_SIZE,
-    SectorRange, StoreError, Token,
+    BlockStore, Direction, Discard, FrameMemory, Geometry, OpenRead, OpenWrite, PagePool,
+    SECTOR_SIZE, SectorRange, StoreError, Token,
 };
 
 use crate::Stats;
@@ -66,6 +66,8 @@ pub(crate) enum Late {
 pub(crate) enum Then {
     /// A write of so many sectors; a barrier is then made durable.
     Written { nr_sectors: u64 },
+    /// A read or write of so many sectors in the guest's own pages, which were lent in that round.
+    Lent { direction: Direction, nr_sectors: u64, round: u64 },
     /// A flush, before what is to be written.
     Flushed(Task),
     /// The flush that ends a barrier.
@@ -124,6 +126,14 @@ impl Entry {
             State::Late(late) => late.token().is_none_or(|token| disk.is_ready(token)),
             State::Done(_) => false,
             _ => true,
+        }
+    }
+
+    /// The round in which its pages were lent, if they are.
+    pub(crate) const fn lent_in(&self) -> Option<u64> {
+        match self.state {
+            State::Late(Late::Step(_, Then::Lent { round, .. })) => Some(round),
+            _ => None,
         }
     }
 

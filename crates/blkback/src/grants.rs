@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use store::FrameAddr;
-use xen_abi::{DomId, EvtchnPort, GntStatus, GnttabCopy, GrantRef, SharedMemory};
+use xen_abi::{DomId, EvtchnPort, Gfn, GntStatus, GnttabCopy, GrantRef, SharedMemory};
 
 /// Grants of any peer, as the hypervisor hands them out.
 pub trait Grants {
@@ -38,6 +38,11 @@ pub trait Grants {
     /// # Errors
     /// What Xen said of the first that it did not unmap; see [`Grants::unmap`].
     fn unmap_each(&mut self, mappings: &mut Vec<Self::Mapping>) -> Result<(), GntStatus>;
+
+    /// Where devices of ours reach a mapped page; `None` where they do not.
+    fn frame(&self, _mapping: &Self::Mapping) -> Option<Gfn> {
+        None
+    }
 
     /// Copies `len_bytes` bytes at `offset` of a mapped page to frames of ours. Each byte is
     /// fetched once.

@@ -1,14 +1,15 @@
 //! The pages of a frontend that stay mapped (`feature-persistent`).
 //!
 //! One cache a queue, shared by nothing. It holds a limited number of pages; the one that was not
-//! used for longest makes room for a new one, unless it is in use in this very round. To find a
-//! page is what nearly always happens, and takes a few instructions; which page is the one to go
-//! is looked for when there must be one.
+//! used for longest makes room for a new one, unless it is in use: in this very round, or lent to a
+//! device. To find a page is what nearly always happens, and takes a few instructions; which page is
+//! the one to go is looked for when there must be one.
 
 use alloc::collections::{BinaryHeap, TryReserveError};
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use store::Lease;
 use xen_abi::{DomId, GntStatus, GrantRef};
 
 use crate::Grants;
@@ -35,6 +36,10 @@ pub struct Persistent<M> {
     /// short; a frontend that chooses them has none longer than the square root of its grants.
     chains: Vec<u32>,
     round: u64,
+    /// Pages that were used in this round or later ones stay.
+    kept_from: u64,
+    /// Of all pages that are lent to devices.
+    lease: Lease,
     /// Grants that were looked for and not found in this round.
     missing: Vec<GrantRef>,
     /// Slots that are to be used anew in this round, the first of them last.
@@ -62,6 +67,8 @@ impl<M> Persistent<M> {
             slots: Vec::new(),
             chains: Vec::new(),
             round: 0,
+            kept_from: 0,
+            lease: Lease::default(),
             missing: Vec::new(),
             victims: Vec::new(),
             evicted: Vec::new(),
@@ -74,17 +81,37 @@ impl<M> Persistent<M> {
         self.slots.len()
     }
 
-    /// All pages, to be unmapped.
+    /// All pages, to be unmapped when the lease is over.
     #[must_use]
-    pub fn into_pages(self) -> Vec<M> {
+    pub fn into_pages(self) -> (Vec<M>, Lease) {
         let slots = self.slots.into_iter().map(|slot| slot.page);
-        slots.chain(self.evicted).collect()
+        (slots.chain(self.evicted).collect(), self.lease)
     }
 
-    /// Begins a round: places that were given out are void.
-    pub(crate) fn begin(&mut self) {
+    /// Begins a round: places that were given out are void. Requests in flight had pages lent in the rounds
+    /// `lent`.
+    pub(crate) fn begin(&mut self, lent: impl Iterator<Item = u64>) {
         self.round += 1;
         self.missing.clear();
+        self.kept_from = self.round;
+        if !self.lease.is_over() {
+            let (mut nr_lent, mut oldest) = (0, self.round);
+            for round in lent {
+                (nr_lent, oldest) = (nr_lent + 1, oldest.min(round));
+            }
+            // Which pages those have that are not in flight any more is not known.
+            self.kept_from = if self.lease.nr_users() > nr_lent { 0 } else { oldest };
+        }
+    }
+
+    /// This round.
+    pub(crate) const fn round(&self) -> u64 {
+        self.round
+    }
+
+    /// What says how long pages are lent.
+    pub(crate) const fn lease(&self) -> &Lease {
+        &self.lease
     }
 
     /// Finds the page of a grant, and keeps it for this round; what is not there is mapped by the
@@ -196,12 +223,12 @@ impl<M> Persistent<M> {
         Ok(())
     }
 
-    /// Looks for the slots that were not used for longest, none of them in this round.
+    /// Looks for the slots that were not used for longest, none of which is in use.
     fn find_victims(&mut self) {
         let places = self.places();
         let Self { slots, victims, .. } = self;
         let round = |at: u32| slots[at as usize].round;
-        for at in places.filter(|&at| round(at) < self.round) {
+        for at in places.filter(|&at| round(at) < self.kept_from) {
             if victims.len() == MAX_EVICTED {
                 if round(victims[0]) <= round(at) {
                     continue;
@@ -274,6 +301,7 @@ impl<M> Persistent<M> {
 mod tests {
     extern crate std;
     use super::{GrantRef, MAX_EVICTED, Persistent};
+    use core::iter;
     use std::vec::Vec;
 
     /// Adds a page as it is done when it is the only one that is missing.
@@ -292,10 +320,10 @@ mod tests {
     fn the_page_not_used_for_longest_makes_room() {
         let mut cache = Persistent::new(3);
         for n in 1..=3 {
-            cache.begin();
+            cache.begin(iter::empty());
             assert_eq!(add(&mut cache, n), None);
         }
-        cache.begin();
+        cache.begin(iter::empty());
         let place = cache.find(GrantRef(1)).unwrap();
         assert_eq!(*cache.page(place), 1);
         assert_eq!(cache.make_room(3), 2);
@@ -305,19 +333,19 @@ mod tests {
         assert_eq!(cache.make_room(1), 0);
         assert_eq!(cache.find(GrantRef(2)), None);
         assert_eq!(grefs(&cache), [1, 4, 5]);
-        cache.begin();
+        cache.begin(iter::empty());
         assert_eq!(cache.make_room(4), 3);
         assert_eq!(cache.add(GrantRef(2), 2), Some(1));
-        assert_eq!(cache.into_pages().len(), 3);
+        assert_eq!(cache.into_pages().0.len(), 3);
     }
 
     #[test]
     fn a_round_has_room_for_what_is_free_and_a_few_more() {
         let mut cache = Persistent::new(64);
-        cache.begin();
+        cache.begin(iter::empty());
         assert_eq!(cache.make_room(60), 60);
         (0..60).for_each(|n| assert_eq!(cache.add(GrantRef(n), n), None));
-        cache.begin();
+        cache.begin(iter::empty());
         assert_eq!(cache.make_room(3), 3);
         assert_eq!(cache.make_room(100), 4 + MAX_EVICTED);
     }
@@ -325,7 +353,7 @@ mod tests {
     #[test]
     fn a_cache_without_room_holds_nothing() {
         let mut cache = Persistent::<u32>::new(0);
-        cache.begin();
+        cache.begin(iter::empty());
         assert_eq!((cache.make_room(1), cache.nr_pages()), (0, 0));
         assert_eq!(cache.find(GrantRef(1)), None);
     }
@@ -334,7 +362,7 @@ mod tests {
     fn references_of_one_chain_are_told_apart() {
         let mut cache = Persistent::new(4);
         for n in 1..=4 {
-            cache.begin();
+            cache.begin(iter::empty());
             assert_eq!(add(&mut cache, n << 16), None);
         }
         let found = |cache: &mut Persistent<u32>| -> Vec<u32> {
@@ -343,7 +371,7 @@ mod tests {
         assert_eq!(found(&mut cache), [1, 2, 3, 4]);
         // One from the middle of the chain goes, then one from its end.
         for (used, new, gone) in [([1, 3, 4], 5, 2), ([3, 4, 5], 6, 1)] {
-            cache.begin();
+            cache.begin(iter::empty());
             used.iter().for_each(|n| assert!(cache.find(GrantRef(n << 16)).is_some()));
             assert_eq!(add(&mut cache, new << 16), Some(gone << 16));
         }
@@ -356,7 +384,7 @@ mod tests {
         let mut model: Vec<u32> = Vec::new();
         let mut state = 1u32;
         for _ in 0..10_000 {
-            cache.begin();
+            cache.begin(iter::empty());
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let n = state >> 28;
             let known = model.iter().position(|&other| other == n);

@@ -6,10 +6,10 @@ use core::ops::Range;
 
 use blkif::{CheckedSegment, Indirect, IndirectOp, OpCode, Sector};
 use store::{
-    Access, BlockStore, Discard, FrameMemory, Geometry, Naming, OpenWrite, PagePool, Progress,
-    SectorRange, SecureDiscard, Steps, StoreError,
+    Access, BlockStore, Direction, Discard, FrameMemory, Geometry, Lent, Naming, OpenWrite,
+    PagePool, Progress, SectorRange, SecureDiscard, Steps, StoreError,
 };
-use xen_abi::{CopyPtr, DomId, GnttabCopy};
+use xen_abi::{CopyPtr, DomId, Gfn, GnttabCopy, PAGE_SIZE};
 
 use crate::batch::{Batch, Gather, Piece};
 use crate::descriptors::{Fetched, SegmentBytes};
@@ -41,6 +41,8 @@ pub(crate) struct Round<'a, 'm, G: Grants, M, D> {
     pub(crate) segment_bytes: &'a mut [SegmentBytes],
     /// The segments of all its requests.
     pub(crate) pieces: &'a mut Vec<Piece>,
+    /// Where the frames of a request's pages are put.
+    pub(crate) frames: &'a mut Vec<Gfn>,
     pub(crate) mapped: Option<&'a mut Persistent<G::Mapping>>,
     pub(crate) stats: &'a mut Stats,
     pub(crate) peer: DomId,
@@ -301,7 +303,13 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
             return Ok(());
         }
         match then {
-            Then::Written { nr_sectors } => {
+            Then::Lent { direction: Direction::Read, nr_sectors, .. } => {
+                self.stats.nr_reads += 1;
+                self.stats.nr_sectors_read += nr_sectors;
+                Ok(())
+            }
+            Then::Written { nr_sectors }
+            | Then::Lent { direction: Direction::Write, nr_sectors, .. } => {
                 self.stats.nr_writes += 1;
                 self.stats.nr_sectors_written += nr_sectors;
                 self.seal(owner)
@@ -322,6 +330,9 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
         if direction == IndirectOp::Write && self.media.access == Access::ReadOnly {
             return Err(Reason::ReadOnly);
         }
+        if self.media.disk.takes_pages() && self.lend(owner, direction, range, task)? {
+            return Ok(());
+        }
         let opened = match self.open(owner, direction, range, task) {
             Err(error) if may_pass(error) => {
                 self.finish(owner);
@@ -337,6 +348,40 @@ impl<G: Grants, M: FrameMemory, D: BlockStore<M>> Round<'_, '_, G, M, D> {
             }
             other => Ok(other?),
         }
+    }
+
+    /// Has a device move a request's data between its disk and the guest's pages, where it can.
+    #[inline(never)]
+    fn lend(
+        &mut self,
+        owner: usize,
+        direction: IndirectOp,
+        range: SectorRange,
+        task: &Task,
+    ) -> Result<bool, StoreError> {
+        let Some(mapped) = self.mapped.as_deref() else { return Ok(false) };
+        let pieces = &self.pieces[task.pieces.clone()];
+        self.frames.clear();
+        self.frames.extend(pieces.iter().map_while(|Piece { segment, place }| {
+            let frame = self.grants.frame(mapped.page((*place)?));
+            frame.filter(|_| segment.offset() == 0)
+        }));
+        let are_whole = pieces.split_last().is_some_and(|(_, others)| {
+            others.iter().all(|piece| usize::from(piece.segment.len_bytes()) == PAGE_SIZE)
+        });
+        if self.frames.len() < pieces.len() || !are_whole {
+            return Ok(false);
+        }
+        let direction = match direction {
+            IndirectOp::Read => Direction::Read,
+            IndirectOp::Write => Direction::Write,
+        };
+        let lent = Lent { frames: self.frames, lease: mapped.lease() };
+        let Some(token) = self.media.disk.lend(range, direction, lent)? else { return Ok(false) };
+        let (nr_sectors, round) = (range.nr(), mapped.round());
+        let then = Then::Lent { direction, nr_sectors, round };
+        self.entries[owner].state = State::Late(Late::Step(token, then));
+        Ok(true)
     }
 
     /// The disk is busy. What is ready and was left for the next round does not wait for it.

@@ -692,7 +692,7 @@ fn a_grant_that_is_revoked_while_mapped_hurts_its_guest_alone() {
     let us = lab.platform.domid();
     assert_eq!(lab.machine.grants().nr_handles(us), 2);
     let queue = lab.queue;
-    let mut mappings = queue.into_mappings();
+    let (mut mappings, _) = queue.into_mappings();
     assert_eq!(lab.platform.unmap_each(&mut mappings), Ok(()));
     assert_eq!(lab.machine.grants().nr_handles(us), 0);
 }

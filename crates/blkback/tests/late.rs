@@ -5,13 +5,13 @@
 #[path = "late/store.rs"]
 mod late_store;
 
-use blkback::{Discards, Engine, Grants, Media, Next, Queue, Reason, Turn};
+use blkback::{Discards, Engine, Grants, Media, Next, Persistent, Queue, Reason, Turn};
 use blkif::{
     Abi, BackRing, FrontRing, Indirect, IndirectOp, MaxIndirectSegments, Operation, Request,
     RequestId, Sector, Segment, Segments, Status, Transfer,
 };
 use late_store::{LateDisk, Room};
-use sim::{GrantAccess, Machine, OwnFrames, Page, Region, Rng, SimMapping, SimPlatform};
+use sim::{GrantAccess, Iommu, Machine, OwnFrames, Page, Region, Rng, SimMapping, SimPlatform};
 use store::{Access, BlockSize, Failure, Naming, PageDisk, PagePool, StoreError};
 use xen_abi::{DomId, EvtchnPort, Gfn, GrantRef, PAGE_SIZE};
 
@@ -51,6 +51,15 @@ impl Lab {
         let engine = Engine::new(FIRST_FRAME, max);
         let disk = LateDisk::new(disk);
         Self { machine, platform, guest, front, queue, engine, pool, disk, next_id: 0 }
+    }
+
+    /// Whose pages stay mapped, up to so many, where a device reaches them.
+    fn lending(max_pages: usize) -> Self {
+        let mut lab = Self::new(1);
+        let iommu = Iommu::default();
+        (lab.platform.iommu, lab.disk.iommu) = (Some(iommu.clone()), Some(iommu));
+        lab.queue.mapped = Some(Persistent::new(max_pages));
+        lab
     }
 
     fn page(&self) -> (Page, GrantRef) {
@@ -420,68 +429,236 @@ fn long_requests_that_are_ready_at_once_take_several_rounds() {
     assert_eq!(lab.queue.stats.nr_sectors_read, 9 * 256 * 8);
 }
 
+#[test]
+fn a_device_reaches_the_guests_own_pages() {
+    let mut lab = Lab::lending(8);
+    let pages = [1, 2, 3].map(|byte| {
+        let page = lab.page();
+        page.0.fill(byte);
+        page
+    });
+    let [a, b, c] = [0, 1, 2].map(|n| whole(pages[n].1));
+    let last = Segment { last_sect: 2, ..c };
+    lab.put(Operation::Write(transfer(8, &[a, b, last])));
+    assert_eq!(lab.turn(), LATER);
+    assert_eq!(lab.log(), "drain 8");
+    assert_eq!(lab.machine.counters().mapped_copies, 0);
+    assert_eq!(lab.ready(0), LATER);
+    assert_eq!(lab.answered(), (vec![0], vec![]));
+    assert_eq!((lab.queue.stats.nr_writes, lab.queue.stats.nr_sectors_written), (1, 19));
+    pages.iter().for_each(|page| page.0.fill(0xee));
+    lab.put(Operation::Read(transfer(8, &[c, a, Segment { last_sect: 2, ..b }])));
+    assert_eq!(lab.settle(), [1]);
+    assert_eq!(lab.log(), "fill 8");
+    assert_eq!((lab.queue.stats.nr_reads, lab.queue.stats.nr_sectors_read), (1, 19));
+    assert_eq!(pages[2].0.bytes(0..PAGE_SIZE), [1; PAGE_SIZE]);
+    assert_eq!(pages[0].0.bytes(0..PAGE_SIZE), [2; PAGE_SIZE]);
+    assert_eq!(pages[1].0.bytes(0..1536), [3; 1536]);
+    assert!(lab.queue.into_mappings().1.is_none());
+}
+
+#[test]
+fn what_does_not_suit_is_copied() {
+    let mut lab = Lab::lending(8);
+    let ((_, a), (_, b)) = (lab.page(), lab.page());
+    let part = |gref, first_sect, last_sect| Segment { gref, first_sect, last_sect };
+    for segments in [vec![part(a, 1, 7)], vec![part(a, 0, 6), whole(b)]] {
+        lab.put(Operation::Write(transfer(0, &segments)));
+        lab.turn();
+        assert_eq!(lab.log(), "write 0 commit 0");
+        lab.settle();
+    }
+    // No room for it at the disk.
+    lab.disk.lends = false;
+    lab.put(read(0, a));
+    lab.turn();
+    assert_eq!(lab.log(), "read 0");
+    lab.settle();
+    lab.disk.lends = true;
+    // No device reaches it.
+    lab.platform.iommu = None;
+    let (_, unreached) = lab.page();
+    lab.put(read(0, unreached));
+    lab.put(Operation::Read(transfer(0, &[whole(a), whole(unreached)])));
+    lab.turn();
+    assert_eq!(lab.log(), "read 0 read 0");
+    lab.settle();
+    // It does not stay mapped.
+    lab.queue.mapped = None;
+    lab.put(read(0, a));
+    lab.turn();
+    assert_eq!(lab.log(), "read 0");
+}
+
+#[test]
+fn flushes_and_barriers_wait_for_what_is_lent() {
+    let mut lab = Lab::lending(8);
+    let (_, gref) = lab.page();
+    lab.put(write(0, gref));
+    lab.put(flush());
+    lab.put(Operation::Barrier(transfer(8, &[whole(gref)])));
+    lab.put(read(16, gref));
+    let mut steps = Vec::new();
+    while lab.queue.stats.nr_reads < 1 {
+        lab.turn();
+        steps.push(lab.log());
+        for place in lab.disk.waiting() {
+            lab.disk.make_ready(place, None);
+        }
+    }
+    assert_eq!(steps, ["drain 0", "flush", "flush", "drain 8", "flush", "fill 16", ""]);
+    assert_eq!(lab.answered(), (vec![0, 1, 2, 3], vec![]));
+}
+
+#[test]
+fn a_page_that_is_lent_makes_no_room() {
+    let mut lab = Lab::lending(2);
+    let [a, b, c] = [(); 3].map(|()| lab.page().1);
+    lab.put(read(0, a));
+    lab.turn();
+    lab.put(read(8, b));
+    lab.turn();
+    // All are lent, so its data is copied, and it does not stay.
+    lab.put(read(16, c));
+    lab.turn();
+    assert_eq!(lab.log(), "fill 0 fill 8 read 16");
+    lab.disk.access_lent();
+    // Those of later rounds stay with the oldest.
+    lab.ready(1);
+    lab.put(read(24, c));
+    lab.turn();
+    assert_eq!(lab.log(), "read 24");
+    lab.ready(0);
+    assert_eq!(lab.answered(), (vec![0, 1], vec![]));
+    lab.put(read(32, c));
+    lab.turn();
+    assert_eq!(lab.log(), "fill 32");
+    assert_eq!(lab.queue.nr_mapped(), 2);
+    assert_eq!(lab.settle(), [2, 3, 4]);
+}
+
+#[test]
+fn nothing_makes_room_while_pages_are_lent_that_nobody_waits_for() {
+    let mut lab = Lab::lending(2);
+    let [a, b, c, d] = [(); 4].map(|()| lab.page().1);
+    lab.put(read(0, a));
+    lab.put(read(8, b));
+    lab.turn();
+    lab.disk.give_up(0);
+    lab.ready(1);
+    assert_eq!(lab.answered(), (vec![1], vec![(0, Status::ERROR)]));
+    for gref in [c, d] {
+        lab.put(read(16, gref));
+        lab.settle();
+    }
+    lab.disk.finish_abandoned();
+    lab.log();
+    lab.put(read(16, c));
+    lab.turn();
+    assert_eq!(lab.log(), "fill 16");
+}
+
+#[test]
+fn a_ring_is_lent_until_the_device_is_done_with_what_was_abandoned() {
+    let mut lab = Lab::lending(8);
+    let [a, b] = [(); 2].map(|()| lab.page().1);
+    lab.put(read(0, a));
+    lab.turn();
+    lab.settle();
+    lab.put(write(0, a));
+    lab.put(read(8, b));
+    lab.turn();
+    lab.queue.abandon(&mut lab.disk, &mut lab.pool);
+    assert_eq!(lab.queue.nr_in_flight(), 0);
+    let lease = lab.queue.into_mappings().1.unwrap();
+    assert_eq!(lease.nr_users(), 2);
+    lab.disk.finish_abandoned();
+    assert!(lease.is_over());
+}
+
 /// Requests of a page each at random, made ready in a random order, against a model.
 #[test]
 fn nothing_is_lost_in_any_order() {
     for seed in sim::seeds(20) {
-        let mut rng = Rng::new(seed);
-        let mut lab = Lab::new(1);
-        let mut model = vec![Some(0_u8); NR_SECTORS as usize / 8];
-        let mut in_flight: Vec<(u64, u64, Option<u8>, Page)> = Vec::new();
-        let mut next_answer = 0;
-        for step in 0..2000 {
-            lab.disk.writes = if rng.one_in(2) { Naming::Done } else { Naming::Later };
-            lab.disk.max_open = if rng.one_in(3) { 4 } else { usize::MAX };
-            let at = rng.below(NR_SECTORS / 8);
-            let is_free = in_flight.iter().all(|other| other.1 != at);
-            if step < 1900 && in_flight.len() < 32 && is_free {
-                let (page, gref) = lab.page();
-                let value = rng.one_in(2).then(|| rng.below(256) as u8);
-                let op = match value {
-                    Some(value) => {
-                        page.fill(value);
-                        if rng.one_in(8) {
-                            Operation::Barrier(transfer(8 * at, &[whole(gref)]))
-                        } else {
-                            write(8 * at, gref)
-                        }
+        nothing_is_lost(seed, Lab::new(1), |lab| lab.page());
+    }
+}
+
+/// The same where pages are lent, and few stay mapped.
+#[test]
+fn nothing_is_lost_of_what_is_lent() {
+    for seed in sim::seeds(20) {
+        let lab = Lab::lending(24);
+        let pages: Vec<(Page, GrantRef)> = (0..40).map(|_| lab.page()).collect();
+        let mut n = 0;
+        let mut page = move |_: &Lab| {
+            n += 7;
+            pages[n % pages.len()].clone()
+        };
+        nothing_is_lost(seed, lab, &mut page);
+    }
+}
+
+fn nothing_is_lost(seed: u64, mut lab: Lab, mut page: impl FnMut(&Lab) -> (Page, GrantRef)) {
+    let mut rng = Rng::new(seed);
+    let mut model = vec![Some(0_u8); NR_SECTORS as usize / 8];
+    let mut in_flight: Vec<(u64, u64, Option<u8>, Page)> = Vec::new();
+    let mut next_answer = 0;
+    for step in 0..2000 {
+        lab.disk.writes = if rng.one_in(2) { Naming::Done } else { Naming::Later };
+        lab.disk.max_open = if rng.one_in(3) { 4 } else { usize::MAX };
+        lab.disk.lends = !rng.one_in(4);
+        let at = rng.below(NR_SECTORS / 8);
+        let is_free = in_flight.iter().all(|other| other.1 != at);
+        if step < 1900 && in_flight.len() < 32 && is_free {
+            let (page, gref) = page(&lab);
+            let value = rng.one_in(2).then(|| rng.below(256) as u8);
+            let op = match value {
+                Some(value) => {
+                    page.fill(value);
+                    if rng.one_in(8) {
+                        Operation::Barrier(transfer(8 * at, &[whole(gref)]))
+                    } else {
+                        write(8 * at, gref)
                     }
-                    None => read(8 * at, gref),
-                };
-                let id = lab.put(op);
-                in_flight.push((id, at, value, page));
-            }
-            let waiting = lab.disk.waiting();
-            if !waiting.is_empty() && rng.one_in(2) {
-                let place = waiting[rng.below(waiting.len() as u64) as usize];
-                let failure = rng.one_in(20).then_some(Failure::Device);
-                lab.disk.make_ready(place, failure);
-            }
-            if rng.one_in(2) || step >= 1900 {
-                lab.turn();
-            }
-            lab.front.unconsumed().unwrap();
-            while let Some(response) = lab.front.consume() {
-                assert_eq!(response.id.0, next_answer, "seed {seed}");
-                next_answer += 1;
-                let place = in_flight.iter().position(|other| other.0 == response.id.0).unwrap();
-                let (_, at, value, page) = in_flight.remove(place);
-                match (value, response.status) {
-                    (Some(value), Status::OKAY) => model[at as usize] = Some(value),
-                    // A barrier may have failed after it was written.
-                    (Some(_), _) => model[at as usize] = None,
-                    (None, Status::OKAY) => {
-                        if let Some(value) = model[at as usize] {
-                            assert_eq!(page.bytes(0..PAGE_SIZE), [value; PAGE_SIZE], "seed {seed}");
-                        }
-                    }
-                    (None, _) => {}
                 }
+                None => read(8 * at, gref),
+            };
+            let id = lab.put(op);
+            in_flight.push((id, at, value, page));
+        }
+        let waiting = lab.disk.waiting();
+        if !waiting.is_empty() && rng.one_in(2) {
+            let place = waiting[rng.below(waiting.len() as u64) as usize];
+            let failure = rng.one_in(20).then_some(Failure::Device);
+            lab.disk.make_ready(place, failure);
+        }
+        if rng.one_in(2) || step >= 1900 {
+            lab.turn();
+            lab.disk.access_lent();
+        }
+        lab.front.unconsumed().unwrap();
+        while let Some(response) = lab.front.consume() {
+            assert_eq!(response.id.0, next_answer, "seed {seed}");
+            next_answer += 1;
+            let place = in_flight.iter().position(|other| other.0 == response.id.0).unwrap();
+            let (_, at, value, page) = in_flight.remove(place);
+            match (value, response.status) {
+                (Some(value), Status::OKAY) => model[at as usize] = Some(value),
+                // A barrier may have failed after it was written.
+                (Some(_), _) => model[at as usize] = None,
+                (None, Status::OKAY) => {
+                    if let Some(value) = model[at as usize] {
+                        assert_eq!(page.bytes(0..PAGE_SIZE), [value; PAGE_SIZE], "seed {seed}");
+                    }
+                }
+                (None, _) => {}
             }
         }
-        lab.disk.max_open = usize::MAX;
-        let rest: Vec<u64> = lab.settle();
-        assert_eq!(rest, in_flight.iter().map(|other| other.0).collect::<Vec<u64>>());
-        assert_eq!((lab.disk.nr_open(), lab.queue.nr_in_flight()), (0, 0), "seed {seed}");
     }
+    lab.disk.max_open = usize::MAX;
+    let rest: Vec<u64> = lab.settle();
+    assert_eq!(rest, in_flight.iter().map(|other| other.0).collect::<Vec<u64>>());
+    assert_eq!((lab.disk.nr_open(), lab.queue.nr_in_flight()), (0, 0), "seed {seed}");
+    assert!(lab.queue.into_mappings().1.is_none());
 }

@@ -316,7 +316,7 @@ impl Lab {
             let stale = |chunk: &[u8]| chunk.iter().all(|&byte| byte == sim::STALE_BYTE);
             assert!(!bytes.chunks(64).any(stale), "a frame's former contents are read");
         }
-        self.platform.let_go(self.queue.into_mappings());
+        self.platform.let_go(self.queue.into_mappings().0);
         let us = self.platform.domid();
         assert_eq!(self.machine.grants().nr_handles(us), 0, "grant handles");
         assert_eq!(self.machine.grants().nr_active(self.guest), 0, "grants in use");

@@ -10,7 +10,7 @@ use xen_abi::{
     Instant, PAGE_SIZE, SharedMemory,
 };
 
-use crate::{GrantAccess, Machine, OwnDevice, OwnFrames, OwnGrants, Page, Region};
+use crate::{GrantAccess, Iommu, Machine, OwnDevice, OwnFrames, OwnGrants, Page, Region};
 
 /// A platform for one driver domain of a [`Machine`].
 #[derive(Debug)]
@@ -26,6 +26,8 @@ pub struct SimPlatform {
     pub console_prefix: String,
     /// How many pages of peers fit our address space at once.
     pub map_space_pages: usize,
+    /// Whether devices reach what is mapped (`XEN_HVM_CPUID_IOMMU_MAPPINGS`), and by what.
+    pub iommu: Option<Iommu>,
 }
 
 /// A mapping that was dropped without an unmap keeps its handles: the count of them tells.
@@ -33,6 +35,8 @@ pub struct SimPlatform {
 pub struct SimMapping {
     region: Region,
     handles: Vec<GrantHandle>,
+    /// Where devices reach it, if it is a page.
+    frame: Option<Gfn>,
 }
 
 impl SimPlatform {
@@ -51,6 +55,7 @@ impl SimPlatform {
             nr_mapped_pages: 0,
             console_prefix: String::new(),
             map_space_pages: usize::MAX,
+            iommu: None,
         }
     }
 
@@ -88,6 +93,20 @@ impl SimPlatform {
     #[must_use]
     pub const fn domid(&self) -> DomId {
         self.domid
+    }
+
+    fn unmap_one(&mut self, mapping: SimMapping) -> Result<(), GntStatus> {
+        let mut result = Ok(());
+        for handle in mapping.handles {
+            match self.machine.grants().unmap(self.domid, handle) {
+                Ok(()) => self.nr_mapped_pages -= 1,
+                Err(status) => result = result.and(Err(status)),
+            }
+        }
+        if let (Some(iommu), Some(frame), Ok(())) = (&self.iommu, mapping.frame, result) {
+            iommu.unmap(frame);
+        }
+        result
     }
 
     /// `gnttab_copy_lock_domain()`.
@@ -202,7 +221,7 @@ impl Grants for SimPlatform {
         }
         let (handles, pages): (Vec<_>, Vec<_>) = mapped.into_iter().unzip();
         self.nr_mapped_pages += pages.len();
-        let mapping = SimMapping { region: Region::mapped(pages), handles };
+        let mapping = SimMapping { region: Region::mapped(pages), handles, frame: None };
         match failed {
             None => Ok(mapping),
             Some(error) => {
@@ -214,14 +233,7 @@ impl Grants for SimPlatform {
 
     fn unmap(&mut self, mapping: SimMapping) -> Result<(), GntStatus> {
         self.machine.count(|counters| counters.unmap_calls += 1);
-        let mut result = Ok(());
-        for handle in mapping.handles {
-            match self.machine.grants().unmap(self.domid, handle) {
-                Ok(()) => self.nr_mapped_pages -= 1,
-                Err(status) => result = result.and(Err(status)),
-            }
-        }
-        result
+        self.unmap_one(mapping)
     }
 
     fn map_each(
@@ -244,16 +256,24 @@ impl Grants for SimPlatform {
                 gref,
                 page.map(|(handle, page)| {
                     self.nr_mapped_pages += 1;
-                    SimMapping { region: Region::mapped(vec![page]), handles: vec![handle] }
+                    let frame = self.iommu.as_ref().map(|iommu| iommu.map(page.clone()));
+                    SimMapping { region: Region::mapped(vec![page]), handles: vec![handle], frame }
                 }),
             );
         }
     }
 
     fn unmap_each(&mut self, mappings: &mut Vec<SimMapping>) -> Result<(), GntStatus> {
-        let mappings = core::mem::take(mappings);
-        let handles = mappings.into_iter().flat_map(|mapping| mapping.handles).collect();
-        self.unmap(SimMapping { region: Region::mapped(Vec::new()), handles })
+        self.machine.count(|counters| counters.unmap_calls += 1);
+        let mut result = Ok(());
+        for mapping in mappings.drain(..) {
+            result = result.and(self.unmap_one(mapping));
+        }
+        result
+    }
+
+    fn frame(&self, mapping: &SimMapping) -> Option<Gfn> {
+        mapping.frame
     }
 
     fn copy_in(&mut self, from: &SimMapping, offset: u16, to: FrameAddr, len_bytes: u16) {

@@ -2,10 +2,13 @@
 
 use std::fmt::Write as _;
 
+use sim::{Iommu, Page};
 use store::{
-    BlockStore, Discard, ExtentSink, Failure, FrameMemory, Geometry, Naming, OpenRead, OpenWrite,
-    PageDisk, PagePool, Progress, SectorRange, Steps, StoreError, Token,
+    BlockStore, Direction, Discard, Extent, ExtentSink, Failure, FrameMemory, Geometry, Lease,
+    Lent, Naming, OpenRead, OpenWrite, PageDisk, PagePool, Progress, SectorRange, Steps,
+    StoreError, Token,
 };
+use xen_abi::{Gfn, PAGE_SIZE};
 
 /// What stands in a place of the table.
 enum Op {
@@ -15,6 +18,13 @@ enum Op {
     Write(Option<OpenWrite>),
     Flush,
     Discard(SectorRange, Discard),
+    Lent(SectorRange, Direction, Pages),
+}
+
+/// What a guest has lent.
+struct Pages {
+    frames: Vec<Gfn>,
+    _lease: Lease,
 }
 
 struct Slot {
@@ -43,6 +53,12 @@ pub struct LateDisk {
     pub room: Room,
     /// Where it wants discards to be parted.
     pub discard_unit: u64,
+    /// By what it reaches pages that it is lent, if it takes any.
+    pub iommu: Option<Iommu>,
+    /// Whether it takes those it is offered now.
+    pub lends: bool,
+    /// What it was lent and nobody waits for any more.
+    abandoned: Vec<Pages>,
     /// What was asked of it, in order.
     pub log: String,
 }
@@ -56,8 +72,77 @@ impl LateDisk {
             max_open: usize::MAX,
             room: Room::ForAll,
             discard_unit: u64::MAX,
+            iommu: None,
+            lends: true,
+            abandoned: Vec::new(),
             log: String::new(),
         }
+    }
+
+    /// Gives up a request that is under way, as a ring does with what it has no memory for.
+    pub fn give_up(&mut self, place: usize) {
+        if let Op::Lent(_, _, pages) = std::mem::replace(&mut self.slots[place].op, Op::Flush) {
+            self.abandoned.push(pages);
+        }
+        self.make_ready(place, Some(Failure::Gone));
+    }
+
+    /// Accesses all that it is lent, as a device may at any time.
+    pub fn access_lent(&self) {
+        let lent = self.slots.iter().filter_map(|slot| match &slot.op {
+            Op::Lent(_, _, pages) => Some(pages),
+            _ => None,
+        });
+        lent.chain(&self.abandoned).for_each(|pages| _ = self.pages(pages));
+    }
+
+    /// Has all be over that nobody waits for.
+    pub fn finish_abandoned(&mut self) {
+        self.access_lent();
+        self.abandoned.clear();
+    }
+
+    fn pages(&self, pages: &Pages) -> Vec<Page> {
+        let iommu = self.iommu.as_ref().expect("nothing is lent without one");
+        pages.frames.iter().map(|&frame| iommu.page(frame)).collect()
+    }
+
+    /// Moves the data of a request between the disk and what was lent for it.
+    fn carry_out<M: FrameMemory>(
+        &mut self,
+        pool: &mut PagePool<M>,
+        range: SectorRange,
+        direction: Direction,
+        pages: &Pages,
+    ) -> Result<Progress, StoreError> {
+        let mut extents = Vec::new();
+        let mut sink = |extent| extents.push(extent);
+        let mut data: Vec<u8> =
+            self.pages(pages).iter().flat_map(|page| page.bytes(0..PAGE_SIZE)).collect();
+        let (read, write) = match direction {
+            Direction::Read => (Some(self.disk.begin_read(pool, range, &mut sink)?), None),
+            Direction::Write => (None, Some(self.disk.begin_write(pool, range, &mut sink)?)),
+        };
+        let mut rest = &mut data[..];
+        for extent in extents {
+            let (Extent::Frames { len_bytes, .. }
+            | Extent::Zero { len_bytes }
+            | Extent::Discarded { len_bytes }) = extent;
+            let (bytes, behind) = rest.split_at_mut(len_bytes);
+            rest = behind;
+            match (extent, direction) {
+                (Extent::Frames { at, .. }, Direction::Read) => pool.memory_mut().read(at, bytes),
+                (Extent::Frames { at, .. }, Direction::Write) => pool.memory_mut().write(at, bytes),
+                _ => bytes.fill(0),
+            }
+        }
+        if let Some(read) = read {
+            self.disk.end_read(pool, read);
+            for (page, bytes) in self.pages(pages).iter().zip(data.chunks(PAGE_SIZE)) {
+                page.write(0, bytes);
+            }
+        }
+        write.map_or(Ok(Progress::Done), |write| self.disk.commit_write(pool, write))
     }
 
     /// Requests that are open or under way.
@@ -117,6 +202,26 @@ impl<M: FrameMemory> BlockStore<M> for LateDisk {
 
     fn is_ready(&self, token: &Token) -> bool {
         self.slots[token.slot() as usize].ready
+    }
+
+    fn takes_pages(&self) -> bool {
+        self.iommu.is_some()
+    }
+
+    fn lend(
+        &mut self,
+        range: SectorRange,
+        direction: Direction,
+        lent: Lent<'_>,
+    ) -> Result<Option<Token>, StoreError> {
+        if !self.lends || self.nr_open() >= self.max_open {
+            return Ok(None);
+        }
+        assert_eq!(lent.frames.len() as u64, range.nr().div_ceil(8));
+        let pages = Pages { frames: lent.frames.to_vec(), _lease: lent.lease.clone() };
+        let token = self.open(Op::Lent(range, direction, pages), false)?;
+        self.say(if direction == Direction::Read { "fill" } else { "drain" }, Some(range));
+        Ok(Some(token))
     }
 
     fn begin_read(
@@ -229,7 +334,8 @@ impl<M: FrameMemory> BlockStore<M> for LateDisk {
     }
 
     fn flush(&mut self, _pool: &mut PagePool<M>) -> Result<Progress, StoreError> {
-        let is_write = |slot: &Slot| matches!(slot.op, Op::Write(_));
+        let is_write =
+            |slot: &Slot| matches!(slot.op, Op::Write(_) | Op::Lent(_, Direction::Write, _));
         assert!(!self.slots.iter().any(is_write), "a flush beside writes that came before it");
         self.say("flush", None);
         let most = std::mem::replace(&mut self.max_open, usize::MAX);
@@ -247,6 +353,9 @@ impl<M: FrameMemory> BlockStore<M> for LateDisk {
                 Err(StoreError::Device(failure))
             }
             (_, Some(failure)) => Err(StoreError::Device(failure)),
+            (Op::Lent(range, direction, pages), None) => {
+                self.carry_out(pool, range, direction, &pages)
+            }
             (Op::Write(Some(inner)), None) => self.disk.commit_write(pool, inner),
             (Op::Discard(range, discard), None) => {
                 self.disk.discard(pool, range, discard, &mut Steps::new(u32::MAX))
@@ -259,6 +368,7 @@ impl<M: FrameMemory> BlockStore<M> for LateDisk {
         match self.close(&token).0 {
             Op::Write(Some(inner)) => self.disk.abort_write(pool, inner),
             Op::Read(Some(inner)) => self.disk.end_read(pool, inner),
+            Op::Lent(_, _, pages) => self.abandoned.push(pages),
             _ => {}
         }
     }
