@@ -18,6 +18,7 @@ use crate::ending::Shutdown;
 use crate::inbox::Tag;
 use crate::platform::{Next, Platform, Resources};
 use crate::ports::{PortUser, Ports};
+use crate::rings::Lent;
 use crate::upstream::{Defined, Granted, Upstreams};
 use crate::vbd::{Identity, Opening, Ring, VbdKey};
 use crate::vbds::Vbds;
@@ -53,6 +54,8 @@ pub struct Domain<P: Platform> {
     pub(crate) first_ready: usize,
     /// Disks with a name that are on those, but not made yet.
     pub(crate) defined: Vec<Defined>,
+    /// What is mapped of rings that were let go, where devices may still access some of it.
+    pub(crate) lent: Vec<Lent<P::Mapping>>,
     /// Vbds whose ring may have requests, each once.
     runnable: VecDeque<VbdKey>,
     pub(crate) images: Images,
@@ -163,6 +166,7 @@ impl<P: Platform> Domain<P> {
             namespaces: namespaces.into_iter().map(shared).collect(),
             first_ready: 0,
             defined: Vec::new(),
+            lent: Vec::new(),
             runnable: VecDeque::new(),
             images: Images::default(),
             disks: Disks::new(max_disks),
@@ -204,6 +208,7 @@ impl<P: Platform> Domain<P> {
             self.serve(platform, key);
         }
         self.pump_upstreams(platform);
+        self.unmap_lent(platform);
         self.clear_disks(platform);
         self.tell_usage(platform);
         self.send(platform);

@@ -1,5 +1,6 @@
 //! A frontend's rings: found in xenstore, mapped and bound, let go.
 
+use alloc::collections::TryReserveError;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -8,6 +9,7 @@ use core::fmt;
 use blkback::{Action, Availability, Event, Next, Persistence, Persistent, Queue, RingKeys, Terms};
 use blkif::{BackRing, keys};
 use catalog::GrantUse;
+use store::Lease;
 use xen_abi::DomId;
 
 use crate::actions::Outcome;
@@ -133,6 +135,9 @@ impl<P: Platform> Domain<P> {
 
     /// Maps the frontend's rings and binds their ports: all or none.
     fn connect(&mut self, platform: &mut P, key: VbdKey, terms: &Terms, rings: &[RingKeys]) {
+        if let Err(reason) = self.reserve_lent(rings.len()) {
+            return self.refuse_frontend(platform, key, &reason);
+        }
         let mut queues = Vec::new();
         let mut left = self.mapped_left;
         for ring in rings {
@@ -146,7 +151,9 @@ impl<P: Platform> Domain<P> {
                 }
                 Err(reason) => {
                     for (queue, _) in queues {
-                        let_go(platform, queue);
+                        platform.close_port(queue.port);
+                        // Nothing of it was lent yet.
+                        unmap(platform, queue.into_mappings().0);
                     }
                     self.refuse_frontend(platform, key, &reason);
                     return;
@@ -174,6 +181,22 @@ impl<P: Platform> Domain<P> {
             self.ready(key, n);
         }
         self.usage_changed = true;
+    }
+
+    /// Gets room to remember what is lent of so many more rings when they are let go.
+    fn reserve_lent(&mut self, nr_rings: usize) -> Result<(), TryReserveError> {
+        let nr_attached: usize = self.vbds.iter().map(|vbd| vbd.rings.len()).sum();
+        self.lent.try_reserve(nr_attached + nr_rings)
+    }
+
+    /// Unmaps what devices do not access any more.
+    pub(crate) fn unmap_lent(&mut self, platform: &mut P) {
+        while let Some(at) = self.lent.iter().position(|lent| lent.lease.is_over()) {
+            let Lent { mappings, max_mapped, .. } = self.lent.swap_remove(at);
+            self.mapped_left += max_mapped;
+            unmap(platform, mappings);
+            self.usage_changed = true;
+        }
     }
 
     fn attach_ring(
@@ -230,9 +253,15 @@ impl<P: Platform> Domain<P> {
             if let Some(entry) = &mut entry {
                 queue.abandon(&mut entry.disk, &mut self.pool);
             }
-            self.mapped_left += max_mapped;
             self.ports.release(queue.port);
-            let_go(platform, queue);
+            platform.close_port(queue.port);
+            match queue.into_mappings() {
+                (mappings, Some(lease)) => self.lent.push(Lent { mappings, lease, max_mapped }),
+                (mappings, None) => {
+                    self.mapped_left += max_mapped;
+                    unmap(platform, mappings);
+                }
+            }
         }
         if let Some(vbd) = self.vbds.get_mut(&key) {
             vbd.say_closed(platform, &stats);
@@ -240,6 +269,15 @@ impl<P: Platform> Domain<P> {
         self.unlink(platform, key);
         self.usage_changed = true;
     }
+}
+
+/// What is mapped of a ring that was let go while devices may access some of it. Unmapped, the same
+/// frames would be another guest's next.
+pub(crate) struct Lent<M> {
+    mappings: Vec<M>,
+    lease: Lease,
+    /// Pages that may stay mapped for other rings when it is unmapped.
+    max_mapped: usize,
 }
 
 /// How a frontend is connected.
@@ -256,12 +294,6 @@ impl fmt::Display for Connected<'_> {
         };
         write!(f, "{}, {nr_queues} {rings} of {nr_requests} requests, {grants}", abi.protocol())
     }
-}
-
-/// Closes a queue's port and unmaps all that it has of its frontend.
-fn let_go<P: Platform>(platform: &mut P, queue: Queue<P::Mapping>) {
-    platform.close_port(queue.port);
-    unmap(platform, queue.into_mappings());
 }
 
 /// Unmaps; what Xen keeps is lost, and said.
