@@ -339,6 +339,10 @@ impl Registers for Bus {
         });
     }
 
+    fn cut_off(&mut self) -> bool {
+        false
+    }
+
     fn write64(&mut self, register: Reg64, value: u64) {
         let index = usize::from(register == Reg64::ACQ);
         self.chip(|chip| chip.admin[index] = value);
@@ -356,7 +360,7 @@ impl Dma for Bus {
         Region::mapped(frames.iter().map(page).collect())
     }
 
-    fn address(&self, frame: Gfn) -> DmaAddr {
+    fn address(frame: Gfn) -> DmaAddr {
         DmaAddr(BASE + frame.0 * PAGE_SIZE as u64)
     }
 }

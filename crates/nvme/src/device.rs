@@ -47,6 +47,10 @@ impl<R: Registers, M: SharedMemory> Device for NamespaceDevice<R, M> {
         self.controller.borrow_mut().reserve_for(self.nsid, nr_sectors)
     }
 
+    fn lend(&mut self, frames: &[Gfn], nr_sectors: u32) -> Option<Buffer> {
+        self.controller.borrow_mut().lend_for(self.nsid, frames, nr_sectors)
+    }
+
     fn give_back(&mut self, buffer: Buffer) {
         self.controller.borrow_mut().give_back(buffer);
     }

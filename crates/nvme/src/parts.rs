@@ -92,7 +92,7 @@ impl Rest {
                 let nr_pages = nr_now.div_ceil(blocks_per_page);
                 let (prp, data) = memory.describe(data, small(nr_pages), list);
                 let command = Command::blocks(opcode, nsid, lba, small(nr_now), prp);
-                let list = if nr_pages > 2 { memory.buffers.after(list) } else { list };
+                let list = if nr_pages > 2 { memory.after(list) } else { list };
                 let (lba, nr_blocks) = (lba + nr_now, nr_blocks - nr_now);
                 let rest = Self::Transfer { opcode, lba, nr_blocks, data, list };
                 (command, (nr_blocks > 0).then_some(rest))

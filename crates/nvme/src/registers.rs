@@ -63,6 +63,10 @@ pub trait Registers {
 
     /// Writes 64 bits.
     fn write64(&mut self, register: Reg64, value: u64);
+
+    /// Keeps the controller from memory for good, whatever it does: its bus mastering is turned off. Whether
+    /// that is known to be so, and what it had written before is there.
+    fn cut_off(&mut self) -> bool;
 }
 
 /// CAP, Controller Capabilities (3.1.1).

@@ -279,7 +279,7 @@ fn with_and_without_an_interrupt() {
         let bus = device(1, 8);
         let controller = attach(&bus, interrupt).unwrap();
         let now = Instant::from_ns(0);
-        let mut lab = Lab { bus, controller, now, next_tag: 0 };
+        let mut lab = Lab { bus, controller, now, next_tag: 0, next_lent: 0 };
         lab.settle();
         assert_eq!(lab.device().queues[&1].cdw11, cdw11);
         assert_eq!(lab.step(), None, "nothing is in flight");

@@ -10,10 +10,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use nvme::{NamespaceId, State, Support};
-use sim::{Rng, seeds};
+use sim::{Page, Rng, seeds};
 use simulated::{Act, Bad, CAP, Lab, SimNamespace, device};
 use store::{Buffer, Completion, Failure, Flushing, Refusal, Request, Tag};
-use xen_abi::PAGE_SIZE;
+use xen_abi::{Gfn, PAGE_SIZE};
 
 const NR_PAGES: u64 = 60;
 
@@ -40,7 +40,12 @@ struct Open {
     first: u64,
     nr: u64,
     begun: u64,
+    /// The pages that it was lent for.
+    lent: Lent,
 }
+
+/// Pages that are not the controller's, if a buffer is made of such.
+type Lent = Option<Vec<(Gfn, Page)>>;
 
 struct Model {
     lab: Lab,
@@ -54,6 +59,7 @@ struct Model {
     clock: u64,
     stamp: u64,
     nr: [u32; 4],
+    nr_lent: u32,
 }
 
 /// A whole sector of one stamp; 0 is what it holds at first.
@@ -105,7 +111,7 @@ impl Model {
             _ => Act::Do,
         });
         let (flushed, open) = (BTreeMap::new(), BTreeMap::new());
-        Self { lab, rng, sectors, flushed, open, clock: 1, stamp: 0, nr: [0; 4] }
+        Self { lab, rng, sectors, flushed, open, clock: 1, stamp: 0, nr: [0; 4], nr_lent: 0 }
     }
 
     fn tick(&mut self) -> u64 {
@@ -143,8 +149,10 @@ impl Model {
         let disk = self.lab.controller.disk(nsid).unwrap();
         let tag = self.lab.tag();
         let begun = self.tick();
+        let mut lent = None;
+        let kind = self.rng.below(8);
         let controller = &mut self.lab.controller;
-        let (op, result) = match self.rng.below(8) {
+        let (op, result) = match kind {
             0 => {
                 let result = controller.submit(nsid, tag, Request::Flush);
                 (Op::Flush, result.map_err(|refused| refused.reason))
@@ -156,20 +164,20 @@ impl Model {
             }
             2 => (Op::Zeroes, controller.submit_write_zeroes(nsid, tag, first, nr)),
             3..5 => {
-                let Some(buffer) = controller.reserve(nr as u32) else { return };
+                let Some(buffer) = self.buffer(nr as u32, &mut lent) else { return };
                 let request = Request::Read { sector: first, buffer };
                 (Op::Read, self.taken(nsid, tag, request))
             }
             _ => {
-                let Some(buffer) = controller.reserve(nr as u32) else { return };
+                let Some(buffer) = self.buffer(nr as u32, &mut lent) else { return };
                 let stamp = (self.stamp + 1).to_le_bytes().repeat(PAGE_SIZE / 8);
-                self.lab.pages(&buffer).iter().for_each(|page| page.write(0, &stamp));
+                self.pages(&buffer, &lent).iter().for_each(|page| page.write(0, &stamp));
                 (Op::Write, self.taken(nsid, tag, Request::Write { sector: first, buffer }))
             }
         };
         match result {
             Ok(()) => {}
-            Err(Refusal::Full { .. }) => return,
+            Err(Refusal::Full { .. }) => return self.unmap(lent),
             Err(Refusal::Failed(Failure::NotSupported)) => {
                 match op {
                     Op::Flush => assert_eq!(disk.flushing, Flushing::No),
@@ -193,7 +201,31 @@ impl Model {
             Op::Read | Op::Flush => {}
         }
         self.nr[op.clone() as usize] += 1;
-        self.open.insert(tag.0, Open { nsid, op, first, nr, begun });
+        self.nr_lent += u32::from(lent.is_some());
+        self.open.insert(tag.0, Open { nsid, op, first, nr, begun, lent });
+    }
+
+    /// A buffer, maybe of pages that are lent.
+    fn buffer(&mut self, nr_sectors: u32, lent: &mut Lent) -> Option<Buffer> {
+        if self.rng.one_in(2)
+            && let Some((buffer, pages)) = self.lab.lend(nr_sectors)
+        {
+            *lent = Some(pages);
+            return Some(buffer);
+        }
+        self.lab.controller.reserve(nr_sectors)
+    }
+
+    fn pages(&self, buffer: &Buffer, lent: &Lent) -> Vec<Page> {
+        match lent {
+            Some(pages) => pages.iter().map(|(_, page)| page.clone()).collect(),
+            None => self.lab.pages(buffer),
+        }
+    }
+
+    /// Whoever has lent pages takes them back.
+    fn unmap(&self, lent: Lent) {
+        lent.into_iter().flatten().for_each(|(frame, _)| self.lab.device().unmap(frame));
     }
 
     fn taken(
@@ -225,6 +257,8 @@ impl Model {
         let open = self.open.remove(&tag.0).expect("each once");
         assert_eq!(open.nsid, nsid);
         let now = self.tick();
+        let pages =
+            buffer.as_ref().map(|buffer| self.pages(buffer, &open.lent)).unwrap_or_default();
         let range = open.first as usize..(open.first + open.nr) as usize;
         let sectors = self.sectors.get_mut(&nsid).unwrap();
         match open.op {
@@ -238,7 +272,8 @@ impl Model {
                 }
             }
             Op::Read if result.is_ok() => {
-                let bytes = self.lab.contents(buffer.as_ref().unwrap());
+                let bytes: Vec<u8> =
+                    pages.iter().flat_map(|page| page.bytes(0..PAGE_SIZE)).collect();
                 for (history, bytes) in sectors[range].iter().zip(bytes.chunks(512)) {
                     let found = stamp_of(bytes);
                     let last = history.iter().rposition(|change| change.done.is_some()).unwrap();
@@ -251,6 +286,7 @@ impl Model {
         assert_eq!(buffer.is_some(), matches!(open.op, Op::Read | Op::Write));
         if let Some(buffer) = buffer {
             self.lab.controller.give_back(buffer);
+            self.unmap(open.lent);
         }
     }
 
@@ -316,7 +352,7 @@ impl Model {
 #[test]
 fn whatever_it_does_each_request_is_over_once_and_the_disks_hold_what_they_must() {
     let mut sum = [0; 4];
-    let mut nr_resets = 0;
+    let (mut nr_resets, mut nr_lent) = (0, 0);
     for seed in seeds(10) {
         println!("SIM_SEED={seed}");
         let mut model = Model::new(seed);
@@ -345,6 +381,7 @@ fn whatever_it_does_each_request_is_over_once_and_the_disks_hold_what_they_must(
         assert_eq!(model.lab.controller.nr_in_flight(), 0);
         let all: Vec<_> = std::iter::from_fn(|| model.lab.controller.reserve(8)).collect();
         assert_eq!(all.len(), NR_PAGES as usize, "every page is back");
+        nr_lent += model.nr_lent;
         if model.lab.controller.state() == State::Off {
             model.flushed = [1, 2, 9].map(|nsid| (NamespaceId(nsid), u64::MAX)).into();
         }
@@ -357,5 +394,6 @@ fn whatever_it_does_each_request_is_over_once_and_the_disks_hold_what_they_must(
     println!("reads, writes, flushes, discards: {sum:?}; {nr_resets} resets");
     if std::env::var_os("SIM_SEED").is_none() {
         assert!(sum.iter().all(|&nr| nr > 100) && nr_resets > 5, "{sum:?} {nr_resets}");
+        assert!(nr_lent > 100, "{nr_lent}");
     }
 }

@@ -113,23 +113,58 @@ impl Buffers {
         if nr_data == 0 || nr_data + nr_lists > self.nr_free {
             return None;
         }
-        let nth = |from, nth| (0..nth).fold(from, |page, _| self.after(page));
-        let lists = PageNumber(self.free);
-        let data = nth(lists, nr_lists);
-        let last = nth(data, nr_data - 1);
-        self.free = mem::replace(&mut self.next[last.index()], NIL);
-        self.nr_free -= nr_data + nr_lists;
+        let lists = self.take(nr_lists + nr_data);
+        let data = (0..nr_lists).fold(lists, |page, _| self.after(page));
         Some(Buffer { lists, data, nr_sectors })
+    }
+
+    /// As [`reserve`](Self::reserve), of a buffer whose lists are pages of another pool.
+    #[must_use]
+    pub fn reserve_with(
+        &mut self,
+        others: &mut Self,
+        nr_sectors: u32,
+        limits: PartLimits,
+    ) -> Option<Buffer> {
+        let nr_data = nr_sectors.div_ceil(SECTORS_PER_PAGE) as usize;
+        let nr_lists = limits.nr_lists(nr_data);
+        if nr_data == 0 || nr_data > self.nr_free || nr_lists > others.nr_free {
+            return None;
+        }
+        let lists = if nr_lists > 0 { others.take(nr_lists) } else { PageNumber(NIL) };
+        Some(Buffer { lists, data: self.take(nr_data), nr_sectors })
     }
 
     /// Takes a buffer's pages back.
     #[expect(clippy::needless_pass_by_value, reason = "it is not to be used again")]
     pub fn give_back(&mut self, buffer: Buffer) {
-        let (nr_pages, last) =
-            self.chain(buffer.lists).fold((0, buffer.lists), |(nr, _), page| (nr + 1, page));
+        self.put(buffer.lists);
+    }
+
+    /// Takes back the pages of a buffer whose lists are another pool's.
+    #[expect(clippy::needless_pass_by_value, reason = "it is not to be used again")]
+    pub fn give_back_with(&mut self, others: &mut Self, buffer: Buffer) {
+        self.put(buffer.data);
+        if buffer.lists.0 != NIL {
+            others.put(buffer.lists);
+        }
+    }
+
+    /// Takes so many of the free pages, at least one and no more than there are: the first of their chain.
+    fn take(&mut self, nr_pages: usize) -> PageNumber {
+        let first = PageNumber(self.free);
+        let last = (1..nr_pages).fold(first, |page, _| self.after(page));
+        self.free = mem::replace(&mut self.next[last.index()], NIL);
+        self.nr_free -= nr_pages;
+        first
+    }
+
+    /// Puts a chain before those that are free.
+    fn put(&mut self, first: PageNumber) {
+        let (nr_pages, last) = self.chain(first).fold((0, first), |(nr, _), page| (nr + 1, page));
         self.nr_free += nr_pages;
         self.next[last.index()] = self.free;
-        self.free = buffer.lists.0;
+        self.free = first.0;
     }
 
     /// The page behind one of a buffer; no page's number behind its last.

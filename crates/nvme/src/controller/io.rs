@@ -2,7 +2,7 @@
 
 use store::{
     Access, Buffer, Completion, Failure, Flushing, PartLimits, Refusal, Refused, Request,
-    SectorRange, Tag,
+    SECTORS_PER_PAGE, SectorRange, Tag,
 };
 use xen_abi::{Gfn, SharedMemory};
 
@@ -55,9 +55,29 @@ impl<R: Registers, M: SharedMemory> Controller<R, M> {
         buffer
     }
 
+    /// Makes a buffer of pages that are not ours, as [`Device::lend`](store::Device::lend) does: as many as
+    /// [`set_max_lent`](Self::set_max_lent) allows. PRP lists are in pages of ours.
+    #[must_use]
+    pub fn lend(&mut self, frames: &[Gfn], nr_sectors: u32) -> Option<Buffer> {
+        let limits = self.part_limits().filter(|_| !self.is_over())?;
+        let is_all = frames.len() == nr_sectors.div_ceil(SECTORS_PER_PAGE) as usize;
+        is_all.then(|| self.memory.lend(frames, nr_sectors, limits)).flatten()
+    }
+
+    /// As [`lend`](Self::lend), for a namespace among others: not before those that found too few pages.
+    pub(crate) fn lend_for(
+        &mut self,
+        nsid: NamespaceId,
+        frames: &[Gfn],
+        nr_sectors: u32,
+    ) -> Option<Buffer> {
+        let is_next = self.short.front().is_none_or(|&next| next == nsid);
+        is_next.then(|| self.lend(frames, nr_sectors)).flatten()
+    }
+
     /// Gives a buffer back.
     pub fn give_back(&mut self, buffer: Buffer) {
-        self.memory.buffers.give_back(buffer);
+        self.memory.give_back(buffer);
     }
 
     /// The frames that hold a buffer's bytes, from the start of the first on: 8 sectors each, the

@@ -121,7 +121,7 @@ pub struct Controller<R, M> {
     stops: bool,
     /// It was ready once.
     started: bool,
-    /// It cannot write our memory: it was not enabled yet, or is disabled.
+    /// It cannot write memory: it was not enabled yet, is disabled, or was cut off.
     quiet: bool,
 }
 
@@ -200,6 +200,11 @@ impl<R: Registers, M: SharedMemory> Controller<R, M> {
         })
     }
 
+    /// Has it take so many pages at once that are not ours: none before. No request is under way.
+    pub fn set_max_lent(&mut self, nr_pages: usize) {
+        self.memory.set_max_lent(nr_pages);
+    }
+
     /// What became of it.
     #[must_use]
     pub fn state(&self) -> State {
@@ -258,8 +263,8 @@ impl<R: Registers, M: SharedMemory> Controller<R, M> {
     }
 
     /// Lets everything go; buffers that are still out are void, and requests that were not completed
-    /// forgotten. `None` where the controller was not seen to be disabled: it may still write to its
-    /// frames, and nothing else may ever be kept in them.
+    /// forgotten. `None` where the controller was neither seen to be disabled nor cut off: it may still
+    /// write to its frames, and nothing else may ever be kept in them.
     #[must_use]
     pub fn retire(self) -> Option<Vec<Gfn>> {
         self.quiet.then(|| self.memory.into_frames())

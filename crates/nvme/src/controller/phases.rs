@@ -203,9 +203,10 @@ impl<R: Registers, M: SharedMemory> Controller<R, M> {
         self.disable(then, now);
     }
 
-    /// Nothing is to be hoped for any more.
+    /// Nothing is to be hoped for any more. Pages are let go by who is told so: none may be written then.
     pub(super) fn give_up(&mut self, error: Error) {
         self.phase = Phase::Failed(error);
+        self.quiet = self.quiet || self.registers.cut_off();
         self.requests.fail(None, self.quiet);
     }
 

@@ -16,7 +16,7 @@ use store::{Buffer, Completion, Failure, Request, Tag};
 use xen_abi::{Gfn, Instant, PAGE_SIZE};
 
 /// Where the device finds frame 0: no device address is a frame's own.
-const DMA_BASE: u64 = 0x1_0000_0000;
+pub const DMA_BASE: u64 = 0x1_0000_0000;
 const FIRST: u64 = 100;
 
 /// Frames that the device is not given.
@@ -162,6 +162,10 @@ pub struct Device {
     pub stuck_shutdown: bool,
     /// All registers read all ones.
     pub gone: bool,
+    /// It may access memory.
+    pub bus_master: bool,
+    /// Bus mastering does not turn off.
+    pub resists: bool,
     /// No I/O command is fetched or done in any step, until `run` is called.
     pub manual: bool,
     /// Every I/O command that was fetched.
@@ -174,6 +178,18 @@ pub struct Device {
 }
 
 impl Device {
+    /// Has it reach a page of somebody else's.
+    pub fn map(&mut self, frame: Gfn, page: &Page) {
+        assert!(self.pages.insert(frame.0, page.clone()).is_none());
+    }
+
+    /// From now on it does not. It is not to try.
+    pub fn unmap(&mut self, frame: Gfn) {
+        let may_write = self.bus_master && !self.gone;
+        assert!(!may_write || !self.frames_in_use().contains(&frame.0), "{frame:?} is in use");
+        assert!(self.pages.remove(&frame.0).is_some());
+    }
+
     pub fn page(&self, address: u64) -> &Page {
         assert!(address >= DMA_BASE, "{address:#x} is no device address");
         let frame = (address - DMA_BASE) / PAGE_SIZE as u64;
@@ -257,7 +273,8 @@ impl Device {
     fn complete_some(&mut self, max: usize) -> usize {
         let mut nr = 0;
         let mut hanging = Vec::new();
-        while nr < max && !self.pending.is_empty() && self.csts & 2 == 0 && !self.gone {
+        let works = |device: &Self| device.csts & 2 == 0 && !device.gone && device.bus_master;
+        while nr < max && !self.pending.is_empty() && works(self) {
             let index = self.rng.index(self.pending.len());
             let sqe = self.pending.swap_remove(index);
             let act = (self.act)(&sqe);
@@ -581,6 +598,12 @@ impl Registers for Bus {
         }
     }
 
+    fn cut_off(&mut self) -> bool {
+        let mut device = self.device();
+        device.bus_master = device.resists;
+        !device.bus_master
+    }
+
     fn write64(&mut self, register: Reg64, value: u64) {
         let mut device = self.device();
         assert!(value >= DMA_BASE && value.is_multiple_of(PAGE_SIZE as u64));
@@ -600,7 +623,7 @@ impl Dma for Bus {
         Region::mapped(frames.iter().map(|frame| device.pages[&frame.0].clone()).collect())
     }
 
-    fn address(&self, frame: Gfn) -> DmaAddr {
+    fn address(frame: Gfn) -> DmaAddr {
         DmaAddr(DMA_BASE + frame.0 * PAGE_SIZE as u64)
     }
 }
@@ -611,7 +634,11 @@ pub struct Lab {
     pub controller: Controller<Bus, Region>,
     pub now: Instant,
     pub next_tag: u64,
+    pub next_lent: u64,
 }
+
+/// Pages that are lent at once at most.
+pub const NR_LENT: usize = 100;
 
 /// CAP: 64 entries, contiguous queues, 1 s, the NVM command set.
 pub const CAP: u64 = 63 | 1 << 16 | 2 << 24 | 1 << 37;
@@ -651,6 +678,8 @@ pub fn device(seed: u64, nr_pages: u64) -> Bus {
         ready_in: 0,
         stuck_shutdown: false,
         gone: false,
+        bus_master: true,
+        resists: true,
         manual: false,
         log: Vec::new(),
         admin_log: Vec::new(),
@@ -668,8 +697,9 @@ pub fn attach(bus: &Bus, interrupt: Interrupt) -> Result<Controller<Bus, Region>
 impl Lab {
     /// Not stepped yet.
     pub fn attach(bus: Bus) -> Self {
-        let controller = attach(&bus, Interrupt::Vector(1)).unwrap();
-        Self { bus, controller, now: Instant::from_ns(0), next_tag: 0 }
+        let mut controller = attach(&bus, Interrupt::Vector(1)).unwrap();
+        controller.set_max_lent(NR_LENT);
+        Self { bus, controller, now: Instant::from_ns(0), next_tag: 0, next_lent: 1 << 32 }
     }
 
     /// Ready.
@@ -759,6 +789,20 @@ impl Lab {
             page.fill(byte);
         }
         buffer
+    }
+
+    /// A buffer of pages that are not ours, and those, if there is room.
+    pub fn lend(&mut self, nr_sectors: u32) -> Option<(Buffer, Vec<(Gfn, Page)>)> {
+        let nr_pages = u64::from(nr_sectors.div_ceil(8));
+        let first = self.next_lent;
+        let pages: Vec<_> = (first..first + nr_pages).map(|n| (Gfn(n), Page::new())).collect();
+        let frames: Vec<Gfn> = pages.iter().map(|(frame, _)| *frame).collect();
+        let buffer = self.controller.lend(&frames, nr_sectors)?;
+        assert_eq!(self.controller.frames(&buffer).count(), 0, "none of ours");
+        // No frame is used twice.
+        self.next_lent += nr_pages;
+        pages.iter().for_each(|(frame, page)| self.device().map(*frame, page));
+        Some((buffer, pages))
     }
 
     pub fn pages(&self, buffer: &Buffer) -> Vec<Page> {
