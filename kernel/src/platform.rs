@@ -35,6 +35,8 @@ pub(crate) struct Xen<M> {
     pub(crate) frames: Frames,
     /// The console's port; its events are answered here.
     pub(crate) console_port: EvtchnPort,
+    /// Whether devices of ours reach what is mapped.
+    pub(crate) devices_reach_grants: bool,
     /// What kind of domain it is.
     pub(crate) machine: PhantomData<M>,
 }
@@ -88,6 +90,10 @@ impl<M: Machine> Grants for Xen<M> {
 
     fn unmap_each(&mut self, mappings: &mut Vec<Region>) -> Result<(), GntStatus> {
         self.grants.unmap_each(mappings)
+    }
+
+    fn frame(&self, mapping: &Region) -> Option<Gfn> {
+        self.devices_reach_grants.then(|| mapping.first())
     }
 
     #[inline]

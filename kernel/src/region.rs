@@ -32,10 +32,14 @@ impl Region {
         Some(Self { base, len_bytes })
     }
 
+    /// The first page.
+    pub(crate) fn first(&self) -> Gfn {
+        Gfn((self.base.as_ptr().addr() >> PAGE_SHIFT) as u64)
+    }
+
     /// Ends its use: the first page and their number.
     pub(crate) fn into_pages(self) -> (Gfn, usize) {
-        let first = Gfn((self.base.as_ptr().addr() >> PAGE_SHIFT) as u64);
-        (first, self.len_bytes >> PAGE_SHIFT)
+        (self.first(), self.len_bytes >> PAGE_SHIFT)
     }
 
     /// The address of `len` bytes at `offset`, all of them in the region.

@@ -130,6 +130,7 @@ fn bring_up<M: Machine>(
         own_grants,
         frames,
         console_port,
+        devices_reach_grants: false,
         machine: PhantomData,
     })
 }

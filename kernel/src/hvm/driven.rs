@@ -13,10 +13,12 @@ use store::{Device as _, FrameAddr, Request, Tag};
 use xen_abi::{Gfn, Instant};
 
 use super::Hvm;
+use super::config_ports::ConfigPorts;
 use super::mmio::Mmio;
 use super::passed::{Completions, NoInterrupt, Passed};
 use crate::console;
 use crate::memory::Memory;
+use crate::pci::Function;
 use crate::platform::Xen;
 use crate::scattered::Scattered;
 
@@ -32,13 +34,23 @@ const INTERRUPT_LIMIT: Duration = Duration::from_secs(1);
 
 const SECTORS_PER_PAGE: u32 = 8;
 
+/// Pages of guests that it has at once, for each frame of its share: with most, 8 MiB.
+const LENT_PER_FRAME: usize = 2;
+
 /// A namespace's disk.
-pub(crate) type Device = NamespaceDevice<Mmio, Scattered>;
+pub(crate) type Device = NamespaceDevice<Reached, Scattered>;
+
+/// A controller as it is reached: by its registers, and as a PCI function.
+#[derive(Debug)]
+pub(crate) struct Reached {
+    registers: Mmio,
+    function: Function,
+}
 
 /// A controller that is driven.
 #[derive(Debug)]
 pub(crate) struct Driven {
-    controller: Rc<RefCell<Controller<Mmio, Scattered>>>,
+    controller: Rc<RefCell<Controller<Reached, Scattered>>>,
     completions: Completions,
     /// As Linux counts them, and names disks by.
     number: u32,
@@ -65,7 +77,8 @@ impl Driven {
             .take(nr_frames)
             .map_or_else(Vec::new, |first| (first.0..first.0 + nr_frames).map(Gfn).collect());
         let now = xen.now();
-        let mut controller = Controller::new(passed.registers, xen, &frames, interrupt, now)?;
+        let reached = Reached { registers: passed.registers, function: passed.function };
+        let mut controller = Controller::new(reached, xen, &frames, interrupt, now)?;
         loop {
             let due = controller.step(xen.now());
             if controller.state() != State::Starting {
@@ -75,6 +88,9 @@ impl Driven {
         }
         if let State::Failed(error) = controller.state() {
             return Err(error);
+        }
+        if xen.devices_reach_grants {
+            controller.set_max_lent(frames.len() * LENT_PER_FRAME);
         }
         let told = controller.state();
         let controller = Rc::new(RefCell::new(controller));
@@ -226,25 +242,29 @@ fn wait(xen: &mut Xen<Hvm>, due: Option<Instant>) {
     while xen.take_event().is_some() {}
 }
 
-impl Registers for Mmio {
+impl Registers for Reached {
     fn len_bytes(&self) -> usize {
-        Self::len_bytes(self)
+        self.registers.len_bytes()
     }
 
     fn read32(&self, register: Reg32) -> u32 {
-        self.read(register.offset())
+        self.registers.read(register.offset())
     }
 
     fn read64(&self, register: Reg64) -> u64 {
-        self.read(register.offset())
+        self.registers.read(register.offset())
     }
 
     fn write32(&mut self, register: Reg32, value: u32) {
-        self.write(register.offset(), value);
+        self.registers.write(register.offset(), value);
     }
 
     fn write64(&mut self, register: Reg64, value: u64) {
-        self.write(register.offset(), value);
+        self.registers.write(register.offset(), value);
+    }
+
+    fn cut_off(&mut self) -> bool {
+        self.function.disable_bus_master(&mut ConfigPorts::new())
     }
 }
 
@@ -256,7 +276,7 @@ impl Dma for Xen<Hvm> {
     }
 
     /// The IOMMU translates guest physical addresses.
-    fn address(&self, frame: Gfn) -> DmaAddr {
+    fn address(frame: Gfn) -> DmaAddr {
         DmaAddr(FrameAddr::start_of(frame).paddr())
     }
 }

@@ -67,6 +67,7 @@ impl Machine for Hvm {
         let memory_map = start_info.memory_map().iter();
         let taken = memory_map.map(|range| range.paddr..range.paddr + range.size_bytes);
         let mut placement = Placement::beside(taken);
+        xen.devices_reach_grants = hypervisor.has_iommu_mappings;
         let mut controllers = Vec::new();
         for (number, function) in (0..).zip(functions) {
             match Passed::new(xen, &mut config, &mut placement, function) {
@@ -85,8 +86,10 @@ impl Machine for Hvm {
         }
         if controllers.is_empty() {
             console::line(format_args!("no NVMe controller is passed through"));
-        } else if hypervisor.has_iommu_mappings {
-            console::line(format_args!("devices could reach granted pages: they use our own"));
+        } else {
+            let whose =
+                if xen.devices_reach_grants { "guests' own" } else { "our own, and copied" };
+            console::line(format_args!("nvme: data is moved in pages that are {whose}"));
         }
         Self { controllers }
     }

@@ -52,6 +52,9 @@ const CAPABILITIES: u8 = 0x34;
 const MEMORY_SPACE: u32 = 1 << 1;
 /// It may access memory by itself.
 const BUS_MASTER: u32 = 1 << 2;
+/// Bits of the command that read as 0, but as 1 where a function is gone. A device model may answer for it in
+/// some of the others.
+const COMMAND_RESERVED: u32 = 0xf800;
 /// It does not pull an interrupt line.
 const INTX_DISABLE: u32 = 1 << 10;
 /// In the word of the command: the function has a list of capabilities.
@@ -93,6 +96,15 @@ impl Function {
     pub(crate) fn enable(self, config: &mut impl ConfigSpace) {
         let command = config.read(self.at, COMMAND) & 0xffff;
         config.write(self.at, COMMAND, command | MEMORY_SPACE | BUS_MASTER | INTX_DISABLE);
+    }
+
+    /// Has it access no memory any more. Whether that is so: nobody is there, or it says so itself. The answer
+    /// comes behind what it had written before.
+    pub(crate) fn disable_bus_master(self, config: &mut impl ConfigSpace) -> bool {
+        let command = config.read(self.at, COMMAND) & 0xffff;
+        config.write(self.at, COMMAND, command & !BUS_MASTER);
+        let command = config.read(self.at, COMMAND);
+        command & BUS_MASTER == 0 || command & COMMAND_RESERVED == COMMAND_RESERVED
     }
 
     /// Where the capability of this id begins.
@@ -204,6 +216,25 @@ mod tests {
         assert_eq!(fake.writes.pop(), Some((bdf(0, 5, 0), 0x04, 0x0105)));
         function.enable(&mut fake);
         assert_eq!(fake.writes.pop(), Some((bdf(0, 5, 0), 0x04, 0x0507)));
+    }
+
+    #[test]
+    fn bus_mastering_is_off_when_it_reads_so() {
+        let mut fake = Fake::default();
+        let at = bdf(0, 5, 0);
+        fake.add(at, 0x0010_1b36, 0x01_08_02);
+        fake.set(at, 0x04, 0x0010_0506);
+        let function = Function::find(&mut fake, at).unwrap();
+        assert!(function.disable_bus_master(&mut fake));
+        assert_eq!(fake.writes.pop(), Some((at, 0x04, 0x0502)));
+        // One that does not obey.
+        fake.make_writable(0x04, !4);
+        fake.set(at, 0x04, 0x0010_0506);
+        assert!(!function.disable_bus_master(&mut fake));
+        // One that is gone, where a device model still answers for some bits.
+        fake.make_writable(0x04, 0);
+        fake.set(at, 0x04, 0xffff_fcbe);
+        assert!(function.disable_bus_master(&mut fake));
     }
 
     #[test]
