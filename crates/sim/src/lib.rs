@@ -34,7 +34,7 @@ pub use iommu::Iommu;
 pub use lab::{Lab, LabBuilder, OperationId};
 pub use machine::{Counters, Machine};
 pub use memory::{Access, OwnFrames, Page, Region, STALE_BYTE};
-pub use own_disk::{OwnBuffer, OwnDevice, OwnDisk, OwnPages};
+pub use own_disk::{Gone, OwnBuffer, OwnDevice, OwnDisk, OwnPages, Pace};
 pub use own_grants::OwnGrants;
 pub use platform::{SimMapping, SimPlatform};
 pub use rng::Rng;

@@ -7,7 +7,7 @@ use blkif::{
     Sector, Segment, Segments, Transfer,
 };
 use sim::toolstack::{Device, DiskSpec};
-use sim::{Expect, FrontendConfig, GrantAccess, Lab, Load, OwnDisk, seeds};
+use sim::{Expect, FrontendConfig, Gone, GrantAccess, Lab, Load, OwnDisk, seeds};
 use xen_abi::{DomId, GrantRef};
 
 /// Sectors of the first namespace.
@@ -112,7 +112,7 @@ fn nobody_is_attached_to_one_that_is_gone() {
     let (mut lab, namespace) = lab(1, "disk=left,nvme0n1,size=1M");
     let guests = [(); 2].map(|()| lab.create_guest());
     let disk = connect(&mut lab, guests[0], "xvda", "left");
-    namespace.go();
+    namespace.set_gone(Gone::CutOff);
     lab.frontend(disk).expect(Expect::Failures);
     lab.random_io(disk, 50);
     let beside = connect(&mut lab, guests[0], "xvdb", "nvme0n2");

@@ -9,7 +9,7 @@ use xen_abi::{DomId, Gfn, PAGE_SIZE};
 use super::Lab;
 use super::driver::Driver;
 use crate::toolstack::{self, DomainKind};
-use crate::{Machine, OwnDisk, OwnPages, SimPlatform};
+use crate::{Iommu, Machine, OwnDisk, OwnPages, SimPlatform};
 
 /// Frames of the buffers that namespaces share.
 const BUFFERS: (Gfn, u64) = (Gfn(0x20_0000), 48);
@@ -22,6 +22,7 @@ pub struct LabBuilder {
     command_line: String,
     modules: Vec<Vec<u8>>,
     namespaces: Vec<OwnDisk>,
+    iommu: Option<Iommu>,
 }
 
 impl LabBuilder {
@@ -33,6 +34,7 @@ impl LabBuilder {
             command_line: String::new(),
             modules: Vec::new(),
             namespaces: Vec::new(),
+            iommu: None,
         }
     }
 
@@ -60,6 +62,12 @@ impl LabBuilder {
     pub fn namespace(mut self, disk: &OwnDisk) -> Self {
         self.namespaces.push(disk.clone());
         self
+    }
+
+    /// Has the driver domain's devices reach what it maps of guests.
+    #[must_use]
+    pub fn iommu(self) -> Self {
+        Self { iommu: Some(Iommu::default()), ..self }
     }
 
     /// Creates the driver domain, and lets it settle.
@@ -92,6 +100,7 @@ impl LabBuilder {
         }));
         all_runs.push(BUFFERS);
         let mut platform = SimPlatform::new(&machine, domid, &all_runs);
+        platform.iommu = self.iommu.clone();
         for (file, bytes) in modules.iter().zip(&self.modules) {
             platform.frames().clone().write(file.at, bytes);
         }
@@ -99,7 +108,8 @@ impl LabBuilder {
         let (Gfn(first), nr) = BUFFERS;
         let pages = OwnPages::new((first..first + nr).map(Gfn));
         let namespaces = (1..).zip(&self.namespaces).map(|(nsid, disk)| {
-            (Namespace { controller: 0, nsid }, disk.device(platform.frames(), &pages))
+            let device = disk.device(platform.frames(), &pages, self.iommu.clone());
+            (Namespace { controller: 0, nsid }, device)
         });
         let namespaces = namespaces.collect();
         let resources = Resources { modules: &modules, namespaces, ..resources };
@@ -108,7 +118,7 @@ impl LabBuilder {
         let rng = machine.rng().fork();
         let mut lab = Lab {
             machine,
-            ours: Driver::new(platform, domain),
+            ours: Driver::new(platform, domain, self.namespaces),
             servers: BTreeMap::new(),
             frontends: BTreeMap::new(),
             hostiles: BTreeMap::new(),

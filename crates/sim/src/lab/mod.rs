@@ -322,6 +322,15 @@ impl Lab {
     /// # Panics
     /// Where the toolstack is not content, or the guest stays as a zombie.
     pub fn destroy(&mut self, guest: DomId) {
+        self.begin_destroy(guest);
+        assert!(!self.machine.has_domain(guest), "{guest:?} is a zombie");
+    }
+
+    /// As [`destroy`](Self::destroy), but something of it may still be in use.
+    ///
+    /// # Panics
+    /// Where the toolstack is not content.
+    pub fn begin_destroy(&mut self, guest: DomId) {
         self.frontends.retain(|device, _| device.frontend != guest);
         let hostile = self.hostiles.keys().filter(|device| device.frontend == guest);
         for device in hostile.copied().collect::<Vec<_>>() {
@@ -342,7 +351,6 @@ impl Lab {
             result.unwrap_or_else(|error| panic!("destroy of {guest:?}: {error}"));
         }
         toolstack::destroy_domain(&self.machine, guest);
-        assert!(!self.machine.has_domain(guest), "{guest:?} is a zombie");
     }
 
     /// Asks the driver domain to end, as `xl shutdown` does: it does when nothing is attached.
