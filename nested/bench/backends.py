@@ -156,11 +156,23 @@ class LinuxDriver(Guest):
 _STORAGE = {"ramdisk": str(STORAGE_INITRAMFS), "cmdline": GUEST_CMDLINE, "memory": 256, "driver_domain": 1}
 
 
-class LinuxOver(Backend):
-    """blkback in a Linux domain over a disk that is not in its memory."""
+class Over(Backend):
+    """A backend over a disk that is not in its memory."""
+
+    def __init__(self, who: str, what: str, copied: int = REP_MOVSQ_INSTRUCTIONS):
+        self.name = f"{who} over {what}"
+        # A controller reaches the guest's pages by itself, whosever it is.
+        self._copied = 0 if what == goals.NVME else copied
+
+    def copy_instructions(self, *, persistent: bool) -> int:
+        return self._copied
+
+
+class LinuxOver(Over):
+    """blkback in a Linux domain."""
 
     def __init__(self, what: str, domain: LinuxDriver, device: str):
-        self.name = f"{goals.DRIVER_DOMAIN} over {what}"
+        super().__init__(goals.DRIVER_DOMAIN, what)
         self.domid = domain.domid
         self._domain = domain
         self._number = domain.number(device)
@@ -175,11 +187,11 @@ class LinuxOver(Backend):
         self._domain.destroy()
 
 
-class GranaryOver(Backend):
-    """A Granary over a disk that is not in its memory."""
+class GranaryOver(Over):
+    """A Granary."""
 
     def __init__(self, what: str, domain: Granary, target: str):
-        self.name = f"{GRANARY} over {what}"
+        super().__init__(GRANARY, what, COPY_INSTRUCTIONS[domain.console.wait(COPIED_BY).group(1)])
         self.domid = domain.domid
         self._domain = domain
         self._target = target
@@ -218,13 +230,13 @@ class InDom0(Backend):
         return (ord(vdev[3]) - ord("a")) % NR_DISKS
 
 
-class InDom0Over(Backend):
+class InDom0Over(Over):
     """blkback over a block device of dom0's."""
 
     domid = 0
 
     def __init__(self, what: str, device: Path):
-        self.name = f"{goals.DOM0} over {what}"
+        super().__init__(goals.DOM0, what)
         self._device = device
 
     def attach(self, guest: Guest, vdev: str) -> None:
