@@ -162,7 +162,7 @@ class AnswersOfTheHost(unittest.TestCase):
         with mock.patch("nested.host.answers.Monitor") as monitor:
             self.assertEqual(self.ask("hold flushes"), {})
             self.assertEqual(self.ask("let flushes go"), {})
-        held, let_go = mock.call("first", "break flush_to_disk held"), mock.call("first", "resume held")
+        held, let_go = mock.call("first", "break flush_to_disk held"), mock.call("first", "remove_break held")
         self.assertEqual(monitor.return_value.qemu_io.mock_calls, [held, let_go])
         self.assertEqual(monitor.mock_calls[0], mock.call(Path("monitor")))
 
