@@ -2,7 +2,7 @@
 //! as, and its completions.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -15,6 +15,9 @@ use crate::input::Input;
 
 const NR_PAGES: usize = 40;
 const NR_FRAMES: usize = NR_PAGES + Controller::<Bus, Region>::NR_FRAMES;
+/// The first frame of guests, so many for each request.
+const LENT: u64 = 1 << 20;
+const MAX_PAGES: u64 = 12;
 /// Device addresses are not frame numbers.
 const BASE: u64 = 1 << 40;
 const MAX_STEPS: u32 = 400;
@@ -34,6 +37,8 @@ pub fn run(bytes: &[u8]) {
     };
     let mut lab =
         Lab { bus, controller, now, open: BTreeMap::new(), kept: Vec::new(), last_tag: 0 };
+    let max_lent = lab.input(|input| input.below(40));
+    lab.controller.set_max_lent(max_lent);
     for _ in 0..MAX_STEPS {
         if lab.bus.chip(|chip| chip.input.is_empty()) {
             break;
@@ -60,6 +65,8 @@ struct Chip {
     known: Vec<(usize, u16)>,
     /// What was told of namespaces: size in blocks and shift of a block.
     told: BTreeMap<u32, (u64, u8)>,
+    /// Frames of guests that it may access.
+    lent: BTreeSet<Gfn>,
     nr_writes: u32,
 }
 
@@ -85,6 +92,7 @@ impl Chip {
             at: [(0, 0, 0, 1); 2],
             known: Vec::new(),
             told: BTreeMap::new(),
+            lent: BTreeSet::new(),
             nr_writes: 0,
         }
     }
@@ -230,14 +238,16 @@ impl Chip {
                     1 => {}
                     2 => pages.push(u64_at(32)),
                     _ => {
-                        Self::assert_pool(u64_at(32));
+                        assert!(Self::is_of_pool(frame(u64_at(32))));
                         let mut list = vec![0; 8 * (nr_pages - 1)];
                         self.read(u64_at(32), &mut list);
                         let entries = list.as_chunks().0.iter();
                         pages.extend(entries.map(|&entry| u64::from_le_bytes(entry)));
                     }
                 }
-                pages.iter().copied().for_each(Self::assert_pool);
+                for frame in pages.iter().map(|&page| frame(page)) {
+                    assert!(Self::is_of_pool(frame) || self.lent.contains(&frame), "{frame}");
+                }
                 pages.sort_unstable();
                 pages.dedup();
                 assert_eq!(pages.len(), nr_pages, "each page once");
@@ -255,11 +265,8 @@ impl Chip {
     }
 
     /// No queue, and nothing that was not given.
-    fn assert_pool(address: u64) {
-        assert!(address.is_multiple_of(PAGE_SIZE as u64));
-        let frame = address.checked_sub(BASE).expect("a device address") / PAGE_SIZE as u64;
-        let pool = (NR_FRAMES - NR_PAGES) as u64..NR_FRAMES as u64;
-        assert!(pool.contains(&frame), "frame {frame}");
+    fn is_of_pool(frame: Gfn) -> bool {
+        ((NR_FRAMES - NR_PAGES) as u64..NR_FRAMES as u64).contains(&frame.0)
     }
 
     /// Posts a completion.
@@ -291,6 +298,12 @@ impl Chip {
             self.answer(index, status);
         }
     }
+}
+
+/// The frame that a page begins.
+fn frame(address: u64) -> Gfn {
+    assert!(address.is_multiple_of(PAGE_SIZE as u64));
+    Gfn(address.checked_sub(BASE).expect("a device address") / PAGE_SIZE as u64)
 }
 
 type U32At<'a> = Box<dyn Fn(usize) -> u32 + 'a>;
@@ -365,10 +378,18 @@ impl Dma for Bus {
     }
 }
 
-/// A request that was taken: its namespace, and its frames where it has some.
+/// A request that was taken.
 struct Open {
     nsid: NamespaceId,
-    frames: Option<Vec<Gfn>>,
+    pages: Option<Pages>,
+}
+
+/// What a read or write is made of.
+#[derive(PartialEq, Eq, Debug)]
+enum Pages {
+    /// Of the pool.
+    Own(Vec<Gfn>),
+    Lent(Vec<Gfn>),
 }
 
 struct Lab {
@@ -471,34 +492,36 @@ impl Lab {
         let index = self.input(|input| input.below(namespaces));
         let nsid = self.controller.namespaces()[index].nsid;
         let sector = u64::from(self.input(Input::u16)) * 8;
-        let nr = 8 * (1 + u32::from(self.input(Input::u8)) % 12);
+        let nr = 8 * (1 + u64::from(self.input(Input::u8)) % MAX_PAGES);
+        let nr = u32::try_from(nr).expect("a few");
         self.last_tag += 1;
         let tag = Tag(self.last_tag);
-        let (request, frames) = match self.input(|input| input.below(8)) {
+        let (request, pages) = match self.input(|input| input.below(8)) {
             0 => (Request::Flush, None),
             1 => (Request::Discard { sector, nr_sectors: nr.into() }, None),
             2 => {
                 let taken =
                     self.controller.submit_write_zeroes(nsid, tag, sector, nr.into()).is_ok();
                 if taken {
-                    self.open.insert(tag.0, Open { nsid, frames: None });
+                    self.open.insert(tag.0, Open { nsid, pages: None });
                 }
                 return;
             }
             kind => {
-                let Some(buffer) = self.controller.reserve(nr) else { return };
-                let frames: Vec<Gfn> = self.controller.frames(&buffer).collect();
-                self.assert_apart(&frames);
+                let Some((buffer, pages)) = self.buffer(nr) else { return };
                 let request = match kind {
                     3 | 4 => Request::Write { sector, buffer },
                     _ => Request::Read { sector, buffer },
                 };
-                (request, Some(frames))
+                (request, Some(pages))
             }
         };
         match self.controller.submit(nsid, tag, request) {
             Ok(()) => {
-                self.open.insert(tag.0, Open { nsid, frames });
+                if let Some(Pages::Lent(frames)) = &pages {
+                    self.bus.chip(|chip| chip.lent.extend(frames));
+                }
+                self.open.insert(tag.0, Open { nsid, pages });
             }
             Err(Refused { request, .. }) => {
                 if let Request::Read { buffer, .. } | Request::Write { buffer, .. } = request {
@@ -508,14 +531,30 @@ impl Lab {
         }
     }
 
+    /// A buffer for the request of the last tag.
+    fn buffer(&mut self, nr_sectors: u32) -> Option<(Buffer, Pages)> {
+        if self.input(Input::flag) {
+            let first = LENT + self.last_tag * MAX_PAGES;
+            let nr_pages = u64::from(nr_sectors.div_ceil(8));
+            let frames: Vec<Gfn> = (first..first + nr_pages).map(Gfn).collect();
+            let buffer = self.controller.lend(&frames, nr_sectors)?;
+            return Some((buffer, Pages::Lent(frames)));
+        }
+        let buffer = self.controller.reserve(nr_sectors)?;
+        let frames: Vec<Gfn> = self.controller.frames(&buffer).collect();
+        self.assert_apart(&frames);
+        Some((buffer, Pages::Own(frames)))
+    }
+
     /// A frame is in one buffer at a time.
     fn assert_apart(&self, frames: &[Gfn]) {
-        for other in self.open.values().filter_map(|open| open.frames.as_ref()) {
-            assert!(frames.iter().all(|frame| !other.contains(frame)), "a frame is lent twice");
+        for open in self.open.values() {
+            let Some(Pages::Own(other)) = &open.pages else { continue };
+            assert!(frames.iter().all(|frame| !other.contains(frame)), "a frame is given twice");
         }
         for kept in &self.kept {
             let mut kept = self.controller.frames(kept);
-            assert!(kept.all(|frame| !frames.contains(&frame)), "a frame is lent twice");
+            assert!(kept.all(|frame| !frames.contains(&frame)), "a frame is given twice");
         }
     }
 
@@ -530,11 +569,17 @@ impl Lab {
                 }
                 let Some(buffer) = buffer else {
                     let failed = matches!(self.controller.state(), State::Failed(_));
-                    assert!(open.frames.is_none() || failed, "a buffer is lost");
+                    assert!(open.pages.is_none() || failed, "a buffer is lost");
                     continue;
                 };
-                let frames: Vec<Gfn> = self.controller.frames(&buffer).collect();
-                assert_eq!(Some(frames), open.frames);
+                let frames = self.controller.frames(&buffer).collect();
+                match open.pages {
+                    Some(Pages::Lent(lent)) => self.bus.chip(|chip| {
+                        assert_eq!(frames, []);
+                        lent.iter().for_each(|frame| _ = chip.lent.remove(frame));
+                    }),
+                    own => assert_eq!(own, Some(Pages::Own(frames))),
+                }
                 if self.input(|input| input.below(3)) == 0 {
                     self.kept.push(buffer);
                 } else {
