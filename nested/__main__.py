@@ -16,8 +16,8 @@ def main() -> int:
         for scenario in chosen:
             print(f"{scenario.name:40} {scenario.group:5} {scenario.says}")
         return 0
-    if not chosen and not options.shell:
-        print(f"no scenario matches {' '.join(options.only)}", file=sys.stderr)
+    if unmatched := [pattern for pattern in options.only if not any(fnmatch(s.name, pattern) for s in chosen)]:
+        print(f"no scenario matches {' '.join(unmatched)}", file=sys.stderr)
         return 2
     failed = False
     # Each machine is a boot. A shell alone is on the plain one.
