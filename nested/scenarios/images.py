@@ -116,7 +116,7 @@ def qcow2_and_vhd_serve_the_same_bytes(lab: Lab):
             guest.detach(vdev)
 
 
-@scenario(limit=300)
+@scenario(limit=300, group="all")
 def start_does_not_grow_with_the_image(lab: Lab):
     """Granary needs as long to be ready with an image of 512 MiB as with one of 64 MiB."""
     took = {}
@@ -165,7 +165,7 @@ while [ -e /tmp/load ]; do
 done"""
 
 
-@scenario(limit=240)
+@scenario(limit=240, group="all")
 def a_snapshot_under_load_is_consistent(lab: Lab):
     """What a guest has synced is in a snapshot and a clone taken while it writes on, and their file system is sound."""
     guest, granary = lab.guest(), lab.granary

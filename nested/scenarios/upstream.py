@@ -180,7 +180,7 @@ def fails(guest: Guest, command: str) -> None:
         raise Mismatch(f"{guest.name}: `{command}` should say so of an input/output error; it said: {said}")
 
 
-@scenario(limit=240)
+@scenario(limit=240, group="all")
 def its_errors_are_the_guests(lab: Lab):
     """Where an upstream disk fails a request it is that guest's error; all else goes on, and goes on after it is well again."""
     guest = lab.guest()
